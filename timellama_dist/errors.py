@@ -1,4 +1,4 @@
-"""The mistakes a user can make, each told in one line (exit code 2, no traceback)."""
+"""What is told in one line: a user's mistake (exit code 2), and a run he stopped (130)."""
 
 
 class UserError(ValueError):
@@ -18,3 +18,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or exported model that is damaged, missing or of another run."""
+
+
+class InterruptedRunError(Exception):
+    """The user stopped a run; its message says what was saved and how to go on."""

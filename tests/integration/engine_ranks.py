@@ -1,0 +1,90 @@
+"""Real processes that run the engine without Ray: gloo ranks on loopback, and a plain loop."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from timellama_dist.config.deepspeed import resolve_deepspeed
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.data.windows import TrainOrder
+from timellama_dist.engine.setup import initialize_engine, prepare_process
+from timellama_dist.modeling.timellama import TimeLlama, build_model
+
+NUM_WINDOWS, CHANNELS = 40, 3
+
+
+def windows(config: RunConfig) -> dict[str, np.ndarray]:
+    """Windows of a few noisy sines, alike in every process."""
+    rng = np.random.default_rng(7)
+    length = config.data.context_len + config.data.horizon
+    phase = rng.uniform(0, 6.28, (NUM_WINDOWS, 1, CHANNELS))
+    waves = np.sin(np.arange(length)[None, :, None] * 0.3 + phase)
+    values = (waves + 0.3 * rng.standard_normal(waves.shape)).astype(np.float32)
+    context_len = config.data.context_len
+    return {"past": values[:, :context_len], "future": values[:, context_len:]}
+
+
+def micro_batches(
+    config: RunConfig, rank: int, world_size: int, first_step: int, last_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """One rank's micro-batches of the training order."""
+    train, data = config.train, windows(config)
+    order = TrainOrder(
+        num_windows=NUM_WINDOWS,
+        seed=train.seed,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size,
+        world_rank=rank,
+        world_size=world_size,
+        first_step=first_step,
+        last_step=last_step,
+    )
+    ids = order.window_ids(np.arange(len(order)))
+    for chunk in ids.reshape(-1, train.micro_batch_size):
+        yield {key: values[chunk] for key, values in data.items()}
+
+
+def make_model(config: RunConfig) -> TimeLlama:
+    """The model of a run, alike in every process."""
+    return build_model(
+        config, Path(config.backbone.name), num_channels=CHANNELS, prompt="the price of a b c"
+    )
+
+
+def make_engine(config: RunConfig, policy: dict[str, Any], world_size: int) -> Any:
+    """A DeepSpeed engine of that model."""
+    resolved = resolve_deepspeed(
+        policy, config, world_size=world_size, hidden_size=64, use_gpu=False
+    )
+    return initialize_engine(make_model(config), resolved)
+
+
+def run_ranks(body: Callable[..., None], world_size: int, folder: Path, *args: Any) -> None:
+    """Run `body(rank, world_size, folder, *args)` in fresh processes of one gloo group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.spawn(
+        _rank, args=(body, world_size, folder, *args), nprocs=world_size, join=True
+    )
+
+
+def _rank(rank: int, body: Callable[..., None], world_size: int, folder: Path, *args: Any) -> None:
+    prepare_process(use_gpu=False)
+    os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed wants to know it; Ray Train sets it
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    try:
+        body(rank, world_size, folder, *args)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def write(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Save tensors where the test will look for them."""
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)

@@ -1,0 +1,120 @@
+"""Every ZeRO stage computes what a plain single-process PyTorch loop computes: weights compared.
+
+A falling loss would hide wrong weights; so would samples that all choose the same experts.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_ranks import make_engine, make_model, micro_batches, run_ranks, write
+from safetensors.torch import load_file
+from torch import Tensor
+
+from timellama_dist.config.schema import (
+    BackboneSection,
+    DataSection,
+    DLoraSection,
+    ModelSection,
+    RunConfig,
+    TrainSection,
+)
+from timellama_dist.engine.checkpoint import trained_weights
+from timellama_dist.engine.loop import StepSums, learning_rate, seed_dropout, train_step
+
+STEPS = 10
+STAGES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
+POLICIES = Path(__file__).parents[2] / "ds_configs"
+
+
+def run_config(backbone: Path, **dlora: Any) -> RunConfig:
+    return RunConfig(
+        data=DataSection(context_len=24, horizon=8),
+        backbone=BackboneSection(name=str(backbone), num_blocks=2, quantization="none"),
+        dlora=DLoraSection(num_experts=2, rank=2, top_n=5, balance_weight=0.05, **dlora),
+        model=ModelSection(dropout=0.1, alignment_heads=4),
+        train=TrainSection(batch_size=8, micro_batch_size=4, learning_rate=3e-3, clip_norm=0.5),
+    )
+
+
+def policy(name: str) -> dict[str, Any]:
+    if name == "zero0":
+        return {}
+    return json.loads((POLICIES / f"{name}.json").read_text())
+
+
+def plain_loop(config: RunConfig) -> dict[str, Tensor]:
+    """The reference: no DeepSpeed, no engine code but the schedule and the dropout's seeds."""
+    model = make_model(config).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1.0, weight_decay=0.0)
+    batches = micro_batches(config, 0, 1, 0, STEPS)
+    turns = config.train.batch_size // config.train.micro_batch_size
+    for step in range(STEPS):
+        for turn in range(turns):
+            batch = next(batches)
+            seed_dropout(config.train.seed, step, turn)
+            forecast = model(torch.from_numpy(batch["past"]))
+            loss = (forecast - torch.from_numpy(batch["future"])).square().mean()
+            loss = loss + config.dlora.balance_weight * model.balance_loss()
+            (loss / turns).backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), config.train.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, STEPS, config.train)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach().clone() for name, p in trained.items()}
+
+
+def train_rank(rank: int, world_size: int, folder: Path, config: RunConfig) -> None:
+    for name in STAGES:
+        engine = make_engine(config, policy(name), world_size)
+        batches = micro_batches(config, rank, world_size, 0, STEPS)
+        chosen = []
+        for step in range(STEPS):
+            for group in engine.optimizer.param_groups:
+                group["lr"] = learning_rate(step, STEPS, config.train)
+            train_step(engine, batches, config, step=step, sums=StepSums())
+            chosen.append(engine.module.dlora.router_statistics().chosen.float())
+        weights = trained_weights(engine)
+        if rank == 0:
+            write(folder, f"{name}.safetensors", weights)
+        write(folder, f"{name}-chosen-{rank}.safetensors", {"counts": torch.stack(chosen)})
+
+
+def largest_relative_difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Of the parameters' norms. Single elements may differ by more: Adam divides a gradient that is
+    rounding noise by its own size."""
+    assert found.keys() == wanted.keys()
+    return max(
+        float((found[name] - wanted[name]).norm() / wanted[name].norm().clamp_min(1e-3))
+        for name in wanted
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama: Path) -> dict[str, Tensor]:
+    return plain_loop(run_config(tiny_llama))
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def trained(
+    request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    run_ranks(train_rank, request.param, folder, run_config(tiny_llama))
+    return folder
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_ten_steps_give_the_weights_of_a_plain_loop(
+    name: str, trained: Path, reference: dict[str, Tensor]
+) -> None:
+    difference = largest_relative_difference(load_file(trained / f"{name}.safetensors"), reference)
+    assert difference <= 1e-5, f"{trained.name}, {name}: relative difference {difference:.1e}"
+    counts = [
+        load_file(path)["counts"] for path in sorted(trained.glob(f"{name}-chosen-*.safetensors"))
+    ]
+    assert len(counts) == 1 or not torch.equal(*counts), "both ranks chose the same experts"

@@ -1,0 +1,164 @@
+"""Resolves a DeepSpeed policy file for one run.
+
+The JSON is policy (stage, buckets, offload); batch size, accumulation, clipping, precision and the
+optimizer come from the run. `"auto"` is resolved here: DeepSpeed itself drops it silently and takes
+its own default.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.errors import ConfigError
+
+# What a run without --deepspeed takes; ds_configs/zero3.json says the same (a test holds it).
+DEFAULT_POLICY: dict[str, Any] = {
+    "zero_optimization": {
+        "stage": 3,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+    }
+}
+
+_RUN_KEYS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size, train.micro_batch_size, scaling.num_workers",
+    "gradient_clipping": "train.clip_norm",
+    "optimizer.type": "the run (AdamW)",
+    "optimizer.params.lr": "train.learning_rate",
+    "optimizer.params.weight_decay": "train.weight_decay",
+    "bf16.enabled": "train.precision",
+}
+_UNSUPPORTED = {
+    "scheduler": "the schedule is train.schedule",
+    "fp16": "4-bit backbones train in fp32 or bf16 here: see train.precision",
+    "amp": "see train.precision",
+    "data_types": "see train.precision",
+    "train_batch": "the key is train_batch_size",
+}
+
+
+def load_policy(path: str | None) -> dict[str, Any]:
+    """A DeepSpeed policy from a JSON file, or the built-in ZeRO-3 one.
+
+    Raises:
+        ConfigError: the file is missing, or isn't a JSON object.
+    """
+    if path is None:
+        return deepcopy(DEFAULT_POLICY)
+    try:
+        policy = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"deepspeed: cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"deepspeed: {path} is not JSON: {error.msg} in line {error.lineno}"
+        ) from error
+    if not isinstance(policy, dict):
+        raise ConfigError(f"deepspeed: {path} must hold one JSON object, got a {type(policy)}")
+    return policy
+
+
+def precision(config: RunConfig, *, use_gpu: bool) -> Literal["fp32", "bf16"]:
+    """The run's precision with `auto` decided."""
+    if config.train.precision == "auto":
+        return "bf16" if use_gpu else "fp32"
+    return config.train.precision
+
+
+def resolve_deepspeed(
+    policy: Mapping[str, Any],
+    config: RunConfig,
+    *,
+    world_size: int,
+    hidden_size: int,
+    use_gpu: bool,
+) -> dict[str, Any]:
+    """The complete DeepSpeed configuration of a run.
+
+    Args:
+        policy: what a DeepSpeed file says; keys that a run decides may be absent or "auto".
+        config: the run.
+        world_size: number of workers.
+        hidden_size: D of the backbone; sets the "auto" bucket sizes.
+        use_gpu: decides precision and optimizer kernel.
+
+    Raises:
+        ConfigError: the policy contradicts the run, asks for what is not supported, or leaves an
+            "auto" that nothing here decides.
+    """
+    for key, remedy in _UNSUPPORTED.items():
+        value = policy.get(key)
+        if value and not (isinstance(value, dict) and value.get("enabled") is False):
+            raise ConfigError(f"deepspeed: {key} cannot be set in the DeepSpeed file; {remedy}")
+    stage = policy.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"deepspeed: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    resolved = deepcopy(dict(policy))
+    for key, value in _run_values(config, world_size, use_gpu).items():
+        _set(resolved, key, value)
+    _set_auto_sizes(resolved, hidden_size)
+    for path in _remaining_auto(resolved):
+        raise ConfigError(f'deepspeed: {path} is "auto", which only the run\'s own keys may be')
+    return resolved
+
+
+def _run_values(config: RunConfig, world_size: int, use_gpu: bool) -> dict[str, Any]:
+    train = config.train
+    values: dict[str, Any] = {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.batch_size // (train.micro_batch_size * world_size),
+        "gradient_clipping": train.clip_norm,
+        "optimizer.type": "AdamW",
+        "optimizer.params.lr": train.learning_rate,
+        "optimizer.params.weight_decay": train.weight_decay,
+        "bf16.enabled": precision(config, use_gpu=use_gpu) == "bf16",
+    }
+    return values | {
+        # DeepSpeed's own Adam kernels are compiled at first use and differ from torch's in the
+        # last bits; the trained state is small, so nothing would be gained by them.
+        "optimizer.params.torch_adam": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _set(resolved: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    section = resolved
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    said = section.get(leaf, "auto")
+    if dotted in _RUN_KEYS and said != "auto" and said != value:
+        raise ConfigError(
+            f"deepspeed: {dotted}={said!r} in the DeepSpeed file contradicts {value!r} from "
+            f'{_RUN_KEYS[dotted]}; leave it out or say "auto"'
+        )
+    section[leaf] = value
+
+
+def _set_auto_sizes(resolved: dict[str, Any], hidden_size: int) -> None:
+    """Bucket sizes by hidden size, the rule that transformers' users know for "auto"."""
+    zero = resolved.setdefault("zero_optimization", {"stage": 0})
+    sizes = {
+        "reduce_bucket_size": hidden_size * hidden_size,
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+        # Above the norms and below every 4-bit matrix, so that all of those are sharded.
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+    }
+    for key, size in sizes.items():
+        if zero.get(key) == "auto":
+            zero[key] = size
+
+
+def _remaining_auto(value: Any, path: str = "") -> Iterator[str]:
+    if value == "auto":
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _remaining_auto(item, f"{path}.{key}".lstrip("."))

@@ -1,0 +1,96 @@
+"""The step of a table's timestamps: its pandas alias, its gaps, its season."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.tseries.frequencies import to_offset
+
+_SEASONS = {"h": 24, "10min": 144, "15min": 96, "30min": 48, "D": 7}
+_CALENDAR_SEASONS = {"W": 52, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
+_DAY = 24 * 3600 * 1_000_000
+
+
+def season_len(frequency: str) -> int:
+    """Steps in the season that a step suggests: a day, week or year; 1 where none does."""
+    return _SEASONS.get(frequency) or _CALENDAR_SEASONS.get(frequency.split("-")[0], 1)
+
+
+def infer_frequency(
+    times: NDArray[np.datetime64], codes: NDArray[np.int64]
+) -> tuple[str | None, NDArray[np.int64]]:
+    """Step of all series together, from the median of their steps.
+
+    Steps are counted in microseconds, or in calendar months or business days where the stamps
+    show that these are meant (every month's first day, say).
+
+    Args:
+        times: stamps series by series, each in order, datetime64[us], shape (rows,).
+        codes: each row's series, shape (rows,).
+
+    Returns:
+        The pandas alias, None if no series has two rows; and the rows that are followed, in their
+        series, by a step other than that.
+    """
+    inside = np.flatnonzero(np.diff(codes) == 0)
+    if not inside.size:
+        return None, inside
+    steps = np.diff(times).astype(np.int64)[inside]
+    # A step of 0 is a duplicate that the caller chose to keep.
+    if not (steps > 0).any():
+        return None, inside
+    median = _middle(steps[steps > 0])
+    calendar = _calendar_steps(times, inside, median)
+    if calendar is not None:
+        counts, alias = calendar
+        return alias, inside[counts != _middle(counts[counts > 0])]
+    return _fixed_alias(median, times[inside[0]]), inside[steps != median]
+
+
+def _middle(steps: NDArray[np.int64]) -> int:
+    # An element of the array, not the mean of two.
+    return int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
+
+
+def _fixed_alias(step: int, first: np.datetime64) -> str:
+    if step == 7 * _DAY:
+        return f"W-{pd.Timestamp(first).strftime('%a').upper()}"
+    if step % _DAY == 0:
+        # pandas 3 would say "24h".
+        return "D" if step == _DAY else f"{step // _DAY}D"
+    return to_offset(pd.Timedelta(step, unit="us")).freqstr
+
+
+def _calendar_steps(
+    times: NDArray[np.datetime64], inside: NDArray[np.int64], median: int
+) -> tuple[NDArray[np.int64], str] | None:
+    """Steps between `inside` rows and their successors in months or business days, and the alias.
+
+    None if the stamps do not follow the calendar.
+    """
+    days = times.astype("datetime64[D]")
+    if (times != days).any():
+        return None
+    if median >= 28 * _DAY:
+        months = times.astype("datetime64[M]")
+        starts = (days == months).all()
+        if not (starts or ((days + 1) == (months + 1).astype("datetime64[D]")).all()):
+            return None
+        counts = np.diff(months).astype(np.int64)[inside]
+        return counts, _month_alias(
+            _middle(counts[counts > 0]), "S" if starts else "E", months[inside[0]]
+        )
+    # Monday is 0; 1970-01-01 was a Thursday.
+    weekdays = (days.astype(np.int64) + 3) % 7
+    weekend_gaps = (np.diff(times).astype(np.int64)[inside] == 3 * _DAY).any()
+    if median == _DAY and weekend_gaps and weekdays.max() < 5:
+        return np.busday_count(days[inside], days[inside + 1]).astype(np.int64), "B"
+    return None
+
+
+def _month_alias(step: int, edge: str, first: np.datetime64) -> str:
+    month = pd.Timestamp(first).strftime("%b").upper()
+    if step == 12:
+        return f"Y{edge}-{month}"
+    if step == 3:
+        return f"Q{edge}-{month}"
+    return f"M{edge}" if step == 1 else f"{step}M{edge}"

@@ -1,0 +1,116 @@
+"""The configuration of a D-LoRA adapter, as PEFT saves it in adapter_config.json."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+from timellama_dist.errors import ConfigError
+
+PEFT_TYPE = "DLORA"
+
+Scope = Literal["block", "module"]
+Gate = Literal["probability", "straight_through", "binary"]
+Pooling = Literal["last", "mean", "attention"]
+Activation = Literal["gelu", "relu", "tanh", "none"]
+
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class DLoraConfig(PeftConfig):
+    """Configuration of a D-LoRA adapter.
+
+    The paper's setting is `num_experts=1, top_n=4, gate="binary"`: the seven linears' LoRAs are
+    themselves the experts.
+
+    Raises:
+        ConfigError: on a value out of its range; the message names the key as `dlora.<key>`.
+    """
+
+    num_experts: int = 4
+    """LoRA experts in each module's pool."""
+
+    rank: int = 8
+    """Rank of one expert; a module's pool has the total rank num_experts * rank."""
+
+    alpha: float = 16.0
+    """An expert's output is scaled by alpha / rank."""
+
+    dropout: float = 0.0
+    """Dropout on the experts' input while training."""
+
+    top_n: int = 4
+    """Experts active per sample: of the whole block, or of each module's pool (see scope)."""
+
+    scope: Scope = "block"
+    """`block`: the router chooses top_n of the block's modules x num_experts experts.
+    `module`: it chooses top_n inside each module's pool."""
+
+    gate: Gate = "probability"
+    """`probability`: chosen experts are weighted by their probability, so that equal ones get 1.
+    `straight_through`: 0 or 1 forward, the softmax's gradient backward.
+    `binary`: 0 or 1; only the balance loss trains the router."""
+
+    pooling: Pooling = "last"
+    """How the router reads a block's input: its last token, the tokens' mean, or a learned
+    self-attention pooling. No mask is applied: all tokens count."""
+
+    router_activation: Activation = "gelu"
+    """Applied to the pooled hidden state before the router's linear map."""
+
+    target_modules: list[str] | str = field(default_factory=lambda: list(LLAMA_LINEARS))
+    """Names of the linears to adapt, or a regular expression, as PEFT matches them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # PEFT looks methods up by this key; a string does where its enum has no member.
+        self.peft_type: Any = PEFT_TYPE
+        for key in ("num_experts", "rank"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"dlora.{key} must be at least 1, got {getattr(self, key)}")
+        if not self.alpha > 0:
+            raise ConfigError(f"dlora.alpha must be above 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dlora.dropout must be at least 0 and below 1, got {self.dropout}")
+        for key, choices in (
+            ("scope", Scope),
+            ("gate", Gate),
+            ("pooling", Pooling),
+            ("router_activation", Activation),
+        ):
+            if getattr(self, key) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise ConfigError(
+                    f"dlora.{key} must be one of {allowed}, got {getattr(self, key)!r}"
+                )
+        if not self.target_modules:
+            raise ConfigError("dlora.target_modules must name at least one linear, got none")
+        if self.target_modules == "all-linear":
+            # PEFT would expand it after the blocks have been looked for.
+            raise ConfigError(
+                "dlora.target_modules must name the linears or be a regular expression for them, "
+                "got PEFT's shorthand 'all-linear'"
+            )
+        if not isinstance(self.target_modules, str):
+            self.target_modules = list(self.target_modules)
+            self.check_top_n(len(set(self.target_modules)))
+        elif self.top_n < 1:
+            # The upper bound is known once the expression has met a model.
+            raise ConfigError(f"dlora.top_n must be at least 1, got {self.top_n}")
+
+    def check_top_n(self, num_modules: int) -> None:
+        """Check that a router over `num_modules` linears per block can choose top_n experts.
+
+        Raises:
+            ConfigError: when top_n is outside the pool.
+        """
+        if self.scope == "module":
+            bound, pool = self.num_experts, f"dlora.num_experts={self.num_experts}"
+        else:
+            bound = num_modules * self.num_experts
+            pool = f"{num_modules} modules x dlora.num_experts={self.num_experts}"
+        if not 1 <= self.top_n <= bound:
+            raise ConfigError(
+                f"dlora.top_n must be between 1 and {bound} ({pool}), got {self.top_n}"
+            )

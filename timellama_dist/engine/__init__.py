@@ -1,0 +1,1 @@
+"""What runs inside one worker: DeepSpeed engine, training loop, evaluation, checkpoints."""

@@ -1,0 +1,1 @@
+"""What runs on the driver: Ray Train, the progress it shows, the run directory."""

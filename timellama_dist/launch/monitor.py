@@ -1,0 +1,124 @@
+"""What the driver sees of a run while it goes on, and how it asks the run to stop.
+
+Workers append records to a small actor; the driver drains it, writes `history.jsonl` and shows a
+progress line. So nothing has to be read from a worker's own output, which stays in Ray's logs.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ray
+from tqdm import tqdm
+
+Record = dict[str, Any]
+
+
+class Monitor:
+    """The mailbox between workers and driver; an actor that lives and ends with the driver."""
+
+    @classmethod
+    def start(cls) -> tuple[str, Any]:
+        """Start the actor; its name, for `ray.get_actor` in a worker, and its handle."""
+        name = f"timellama-monitor-{uuid4().hex[:12]}"
+        return name, ray.remote(cls).options(name=name, num_cpus=0).remote()
+
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+        self._stop = False
+
+    def append(self, record: Record) -> None:
+        """Take one record from a worker."""
+        self._records.append(record)
+
+    def drain(self) -> list[Record]:
+        """Hand over the records since the last call."""
+        records, self._records = self._records, []
+        return records
+
+    def request_stop(self) -> None:
+        """Ask the workers to save and end after their current steps."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """Has the driver asked the workers to end?"""
+        return self._stop
+
+
+class ProgressLine:
+    """Shows records as one moving line on a terminal, or as a line now and then elsewhere.
+
+    Args:
+        history: `history.jsonl`, appended to.
+        quiet_s: seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, history: Path, *, quiet_s: float = 10.0) -> None:
+        self._history = history
+        self._bar: tqdm | None = None
+        self._quiet_s = quiet_s
+        self._last_line = 0.0
+        self._total = 0
+        self._validation = ""
+        self.step = 0
+
+    def show(self, records: list[Record]) -> None:
+        """Write records down and show them."""
+        if not records:
+            return
+        with self._history.open("a", encoding="utf-8") as file:
+            for record in records:
+                if record["kind"] in ("train", "validation"):
+                    file.write(json.dumps(record) + "\n")
+        for record in records:
+            getattr(self, f"_show_{record['kind']}")(record)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_phase(self, record: Record) -> None:
+        self.say(record["text"])
+
+    def _show_start(self, record: Record) -> None:
+        self._total, self.step = record["total_steps"], record["step"]
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._total,
+                initial=self.step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
+            )
+
+    def _show_train(self, record: Record) -> None:
+        advanced, self.step = record["step"] - self.step, record["step"]
+        text = (
+            f"loss {record['loss']:.4f}{self._validation}, {record['windows_per_s']:.0f} windows/s"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(advanced)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self._quiet_s or self.step == self._total:
+            self._last_line = now
+            step_s = record["seconds"] / max(1, record["step"])
+            left = tqdm.format_interval((self._total - self.step) * step_s)
+            self.say(f"step {self.step}/{self._total}: {text}, {left} left")
+
+    def _show_validation(self, record: Record) -> None:
+        self._validation = f", validation {record['mse']:.4f}"
+        self.say(
+            f"step {record['step']}/{self._total}: "
+            f"validation mse {record['mse']:.4f}, mae {record['mae']:.4f}"
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line of its own above the moving one."""
+        tqdm.write(text, file=sys.stderr)

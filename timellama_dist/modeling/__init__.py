@@ -1,0 +1,1 @@
+"""The model: plain PyTorch on transformers and PEFT; knows neither Ray nor DeepSpeed."""

@@ -1,0 +1,65 @@
+"""Modality alignment: series tokens attend to the prompt's frozen token embeddings (eq. 3).
+
+Shapes: B batch, C channels, P prompt tokens, D hidden, K heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from timellama_dist.errors import ConfigError
+
+
+class PromptAlignment(nn.Module):
+    """Multi-head cross-attention, its output projection, the residual, then a linear map to D.
+
+    Keys and values are the prompt's embeddings (the paper prints eq. 3 without V: a misprint).
+    The prompt itself never enters the transformer blocks.
+
+    Args:
+        prompt_PD: the frozen embedding rows of the prompt's tokens, shape (P, D).
+        num_heads: K; must divide D.
+
+    Raises:
+        ConfigError: num_heads does not divide D.
+    """
+
+    prompt_PD: Tensor
+
+    def __init__(self, prompt_PD: Tensor, *, num_heads: int) -> None:
+        super().__init__()
+        hidden_size = prompt_PD.shape[1]
+        if hidden_size % num_heads:
+            raise ConfigError(
+                f"model.alignment_heads must divide the backbone's hidden size {hidden_size}, "
+                f"got {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.register_buffer("prompt_PD", prompt_PD)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        # A bias would move all scores of a query alike: the softmax cancels it.
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.project = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        # Embeddings are small (a standard deviation near 0.1): without this, keys would be alike.
+        self.prompt_norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        # Starts as the identity, so that alignment adds to the tokens rather than scrambling them.
+        nn.init.eye_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, token_BCD: Tensor) -> Tensor:
+        """Aligned tokens, same shape as the input (B, C, D)."""
+        prompt_PD = self.prompt_norm(self.prompt_PD.to(token_BCD.dtype))
+        query = self._heads(self.query(token_BCD))
+        # One prompt for the whole batch: keys and values are computed once and broadcast.
+        key = self._heads(self.key(prompt_PD)[None]).expand(len(token_BCD), -1, -1, -1)
+        value = self._heads(self.value(prompt_PD)[None]).expand(len(token_BCD), -1, -1, -1)
+        attended_BKCd = functional.scaled_dot_product_attention(query, key, value)
+        attended_BCD = attended_BKCd.transpose(1, 2).flatten(2)
+        aligned_BCD: Tensor = self.out(token_BCD + self.project(attended_BCD))
+        return aligned_BCD
+
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        """Split D into heads: (B, T, D) -> (B, K, T, D / K)."""
+        return torch.unflatten(x_BTD, 2, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,395 @@
+"""Loads the first blocks of a LLaMA-architecture checkpoint, one block at a time.
+
+Why not transformers' own loader: it reads all blocks, the embedding table and the head, of which
+this method needs none, and does not shard quantised weights under ZeRO-3. Here no more than one
+block exists unquantised, and `load_block` is the whole step for one block.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from timellama_dist.data.assets import BACKBONES, convert_gguf, fetch_backbone
+from timellama_dist.errors import CheckpointError, ConfigError
+
+Quantization = Literal["nf4", "none"]
+Init = Literal["pretrained", "random"]
+
+
+class WeightSource(Protocol):
+    """Where a block's tensors come from."""
+
+    def tensor(self, name: str, shape: torch.Size) -> Tensor:
+        """The tensor of that name (`layers.0.mlp.up_proj.weight`), on the CPU."""
+
+
+def resolve_backbone(name: str, revision: str | None = None) -> Path:
+    """The local folder of a backbone, fetched or converted if need be.
+
+    Args:
+        name: a known asset, a folder, a `.gguf` file or a hub name (`owner/name`).
+        revision: branch, tag or commit; of a hub name only.
+
+    Raises:
+        ConfigError: it is none of them, or cannot be fetched.
+    """
+    if name in BACKBONES:
+        return fetch_backbone(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"backbone.name: no such file: {name}")
+        return convert_gguf(path)
+    known = f"a known backbone ({', '.join(sorted(BACKBONES))}), a folder, a .gguf file"
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ConfigError(f"backbone.name: {name!r} is neither {known} nor a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            # No pickle (.bin): loading one runs whatever code it holds.
+            allow_patterns=["model*.safetensors", "*.json", "tokenizer*"],
+        )
+    except Exception as error:  # the hub's client raises from several unrelated families
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"backbone.name: {name!r} is neither {known}, and could not be fetched from the hub"
+            f"{f' at revision {revision!r}' if revision else ''}: {reason[0]}"
+        ) from error
+    return Path(folder)
+
+
+def read_config(folder: str | Path, num_blocks: int | None = None) -> LlamaConfig:
+    """Read and check a backbone's configuration; no weight is read.
+
+    Args:
+        folder: what `resolve_backbone` gave.
+        num_blocks: if given, the configuration is that of the first so many blocks.
+
+    Raises:
+        ConfigError: no LLaMA-architecture, unquantised model, or it has fewer blocks.
+    """
+    file = Path(folder) / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"backbone.name: no config.json in {folder}") from None
+    except ValueError as error:
+        raise ConfigError(f"backbone.name: {file} is not JSON: {error}") from None
+    if raw.get("model_type") != "llama":
+        raise ConfigError(
+            f"backbone.name: {folder} has the architecture {raw.get('model_type')!r}; only 'llama' "
+            "is supported"
+        )
+    if "quantization_config" in raw:
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ConfigError(
+            f"backbone.name: the weights in {folder} are quantised already ({method}); give the "
+            "unquantised checkpoint and set backbone.quantization"
+        )
+    config = LlamaConfig.from_pretrained(folder)
+    # Else PEFT writes this machine's path into every adapter it saves.
+    config._name_or_path = ""
+    if num_blocks is not None:
+        if not 1 <= num_blocks <= config.num_hidden_layers:
+            raise ConfigError(
+                f"backbone.num_blocks must be between 1 and {config.num_hidden_layers} (the blocks "
+                f"of {Path(folder).name}), got {num_blocks}"
+            )
+        config.num_hidden_layers = num_blocks
+    return config
+
+
+def load_backbone(
+    folder: str | Path,
+    *,
+    num_blocks: int,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    init: Init = "pretrained",
+    seed: int = 0,
+    on_block: Callable[[int, LlamaDecoderLayer], None] | None = None,
+) -> LlamaModel:
+    """The first blocks and the final norm, frozen, without embedding table and head.
+
+    The model takes `inputs_embeds` of shape (batch, tokens, D) only. For full instead of causal
+    attention pass `is_causal=False`, for any other pattern a boolean `attention_mask` of shape
+    (batch or 1, 1, tokens, tokens) that is True where a query (third axis) may look at a key.
+
+    Args:
+        folder: what `resolve_backbone` gave.
+        num_blocks: how many blocks to keep.
+        quantization: `nf4` (4 bits, double quantisation) or `none`, for the linear modules.
+        dtype: of the norms, and of the linear modules' computation.
+        device: where each block goes as soon as it is made.
+        init: `random` draws the weights as the configuration's own initialiser would, instead of
+            reading them.
+        seed: for `random`.
+        on_block: called with each finished block's index and module, before the next is read.
+
+    Raises:
+        ConfigError: the configuration cannot be used, see `read_config`.
+        CheckpointError: a tensor is missing, of another shape, or unreadable.
+    """
+    config = read_config(folder, num_blocks)
+    config.use_cache = False
+    config._attn_implementation = "sdpa"
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    model.set_input_embeddings(NoEmbedding())
+    # Non-persistent buffers: no checkpoint holds them, so they are computed off the meta device.
+    model.rotary_emb = _Rotary(config=config).to(device)
+    source: WeightSource = (
+        Checkpoint(folder) if init == "pretrained" else RandomWeights(seed, config)
+    )
+    for index in range(num_blocks):
+        block = load_block(source, config, index, quantization, dtype, device)
+        model.layers[index] = block
+        if on_block is not None:
+            on_block(index, block)
+    _fill(model.norm, source, "norm.", quantization, dtype, device)
+    return model.requires_grad_(False).eval()
+
+
+def load_block(
+    source: WeightSource,
+    config: LlamaConfig,
+    index: int,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+) -> LlamaDecoderLayer:
+    """Make one block: read, cast, quantise and place its tensors, one at a time.
+
+    Raises:
+        CheckpointError: a tensor is missing, of another shape, or unreadable.
+    """
+    with torch.device("meta"):
+        block = LlamaDecoderLayer(config, index)
+    _fill(block, source, f"layers.{index}.", quantization, dtype, device)
+    return block.requires_grad_(False).eval()
+
+
+def _fill(
+    module: nn.Module,
+    source: WeightSource,
+    prefix: str,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> None:
+    """Replace every meta parameter of `module`, its linear modules by 4-bit ones if asked."""
+    if quantization == "nf4":
+        linears = [item for item in module.named_modules() if isinstance(item[1], nn.Linear)]
+        for name, linear in linears:
+            module.set_submodule(name, _empty_linear4bit(linear, dtype))
+    for name, meta in list(module.named_parameters()):
+        owner = module.get_submodule(name.rpartition(".")[0])
+        # A copy even where nothing changes: a tensor as read maps the whole file into memory.
+        data = source.tensor(prefix + name, meta.shape).to(device, dtype, copy=True)
+        parameter: nn.Parameter
+        if isinstance(meta, Params4bit):
+            # Moving such a parameter to a device is what makes bitsandbytes quantise it.
+            unquantised: Any = Params4bit(data, **vars(meta))
+            parameter = unquantised.to(device)
+        else:
+            parameter = nn.Parameter(data, requires_grad=False)
+        setattr(owner, name.rpartition(".")[2], parameter)
+
+
+def _empty_linear4bit(linear: nn.Linear, dtype: torch.dtype) -> Linear4bit:
+    """A 4-bit module on the meta device in place of `linear`."""
+    quantised = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=dtype,
+        compress_statistics=True,
+        quant_type="nf4",
+        # DeepSpeed casts floating parameters: packed bytes held as a float dtype become garbage.
+        quant_storage=torch.uint8,
+        device="meta",
+    )
+    # On a CPU with AVX512-BF16, bitsandbytes would repack the weight in place at the first forward
+    # pass in eval mode, and whoever shards or counts the weight would no longer know its layout.
+    quantised.support_avx512bf16_for_cpu = False
+    return quantised
+
+
+class NoEmbedding(nn.Module):
+    """Stands where the embedding table was, and has no parameter that ZeRO could stumble over."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        raise RuntimeError("this backbone has no embedding table: pass inputs_embeds")
+
+
+class _Rotary(LlamaRotaryEmbedding):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Rotary":
+        # Frequencies stay float32 when DeepSpeed casts the whole module: bfloat16 ones are off by
+        # a good part of a turn after some hundred tokens.
+        super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
+        return self
+
+
+class Checkpoint:
+    """The tensors of a folder of safetensors, one file or several with an index."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """File of each tensor; names without the `model.` that a model with a head puts first.
+
+        Raises:
+            CheckpointError: the folder holds no readable safetensors.
+        """
+        index = self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
+        names: Iterable[tuple[str, str]]
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        elif single.is_file():
+            with _opened(single) as file:
+                names = [(name, single.name) for name in file.keys()]  # noqa: SIM118
+        else:
+            raise CheckpointError(
+                f"{self.folder} holds neither {single.name} nor {index.name}; other formats are "
+                "not read"
+            )
+        self.prefix = "model." if any(name.startswith("model.") for name, _ in names) else ""
+        return {name.removeprefix(self.prefix): self.folder / file for name, file in names}
+
+    def tensor(self, name: str, shape: torch.Size) -> Tensor:
+        """The tensor of that name.
+
+        Raises:
+            CheckpointError: missing, of another shape, or unreadable.
+        """
+        file = self._file(name)
+        with _opened(file) as opened:
+            tensor = opened.get_tensor(self.prefix + name)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{file}: tensor {self.prefix + name} has the shape {tuple(tensor.shape)}, the "
+                f"configuration says {tuple(shape)}"
+            )
+        return tensor
+
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor:
+        """Some rows of a matrix, the only ones read, in the given order."""
+        file = self._file(name)
+        with _opened(file) as opened:
+            table = opened.get_slice(self.prefix + name)
+            num_rows = table.get_shape()[0]
+            wanted = list(indices)
+            if not wanted or not 0 <= min(wanted) <= max(wanted) < num_rows:
+                raise CheckpointError(
+                    f"{file}: {self.prefix + name} has the rows 0 to {num_rows - 1}, asked for "
+                    f"{wanted}"
+                )
+            return torch.cat([table[row : row + 1].float() for row in wanted])
+
+    def _file(self, name: str) -> Path:
+        if name not in self.files:
+            where = sorted({file.name for file in self.files.values()})
+            raise CheckpointError(
+                f"tensor {self.prefix + name} is missing from {self.folder} ({', '.join(where)})"
+            )
+        return self.files[name]
+
+
+class RandomWeights:
+    """Weights as LLaMA's initialiser draws them: normal matrices, zero biases, norms of one."""
+
+    def __init__(self, seed: int, config: LlamaConfig) -> None:
+        self.seed = seed
+        self.std = config.initializer_range
+
+    def tensor(self, name: str, shape: torch.Size) -> Tensor:
+        if name.endswith(".bias"):
+            return torch.zeros(shape)
+        if len(shape) == 1:
+            return torch.ones(shape)
+        # Seeded by the name, so that block 3 is the same whether 4 or 8 blocks are made.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
+        return torch.empty(shape).normal_(0.0, self.std, generator=generator)
+
+
+def embedding_rows(folder: str | Path, token_ids: Iterable[int]) -> Tensor:
+    """The embeddings of a prompt's tokens, the only rows of the table that are read.
+
+    Args:
+        folder: what `resolve_backbone` gave.
+        token_ids: P token ids, repeats allowed.
+
+    Returns:
+        Shape (P, D), float32.
+
+    Raises:
+        CheckpointError: the table is missing, or an id is outside it, or there is none.
+    """
+    return Checkpoint(folder).rows("embed_tokens.weight", token_ids)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer.
+
+    Raises:
+        CheckpointError: the folder holds none that transformers can read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"no readable tokenizer in {folder}: {reason[0]}") from error
+
+
+def frozen_bytes(model: nn.Module) -> int:
+    """Bytes that this process now holds for what is not trained.
+
+    Counted: each frozen parameter as it is (packed, when 4-bit), its local shard under ZeRO-3 and
+    its gathered copy while there is one, the quantisation state of 4-bit parameters (which ZeRO
+    does not shard), and buffers. A tensor shared by several is counted once.
+    """
+    held: list[Tensor] = list(model.buffers())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            continue
+        shard = getattr(parameter, "ds_tensor", None)
+        held += [parameter.data] if shard is None else [parameter.data, shard]
+        held += _state_tensors(getattr(parameter, "quant_state", None))
+    sizes = {(t.device, t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in held}
+    return sum(sizes.values())
+
+
+def _state_tensors(state: Any) -> list[Tensor]:
+    """The tensors of a bitsandbytes quantisation state and of the one nested in it."""
+    if state is None:
+        return []
+    own = [item for item in (state.absmax, state.code, state.offset) if isinstance(item, Tensor)]
+    return own + _state_tensors(state.state2)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

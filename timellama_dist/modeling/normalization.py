@@ -1,0 +1,57 @@
+"""Instance normalisation of each channel over its own context window (Figure 1 of the paper).
+
+Shapes: B batch, L context, H horizon, C channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class WindowStatistics(NamedTuple):
+    """Mean and standard deviation of each window's channels, each of shape (B, 1, C)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class InstanceNorm(nn.Module):
+    """Normalises a window and undoes it on the forecast.
+
+    Args:
+        num_channels: C; needed for `affine` only.
+        affine: learn a scale and a shift per channel, as RevIN does.
+        eps: added to the variance, so that a constant window stays finite.
+    """
+
+    def __init__(self, num_channels: int, *, affine: bool = False, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(num_channels)) if affine else None
+        self.shift = nn.Parameter(torch.zeros(num_channels)) if affine else None
+
+    def forward(self, past_BLC: Tensor) -> tuple[Tensor, WindowStatistics, tuple[Tensor, ...]]:
+        """The normalised window, its statistics, and the affine parameters for `inverse`.
+
+        The affine parameters are handed on, not read again by `inverse`: ZeRO-3 holds a module's
+        parameters only during its forward.
+        """
+        mean = past_BLC.mean(dim=1, keepdim=True)
+        variance = past_BLC.var(dim=1, keepdim=True, unbiased=False)
+        std = torch.sqrt(variance + self.eps)
+        normed_BLC = (past_BLC - mean) / std
+        if self.scale is None or self.shift is None:
+            return normed_BLC, WindowStatistics(mean, std), ()
+        # Clones, because ZeRO-3 frees the parameters themselves after this forward.
+        scale, shift = self.scale.clone(), self.shift.clone()
+        return normed_BLC * scale + shift, WindowStatistics(mean, std), (scale, shift)
+
+    def inverse(
+        self, normed_BHC: Tensor, statistics: WindowStatistics, affine: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Undo `forward` on a forecast."""
+        if affine:
+            scale, shift = affine
+            normed_BHC = (normed_BHC - shift) / (scale + self.eps)
+        return normed_BHC * statistics.std + statistics.mean

@@ -1,0 +1,1 @@
+"""What a run shows when it is over: pictures and tables; reads results, computes none."""
