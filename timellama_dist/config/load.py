@@ -1,6 +1,5 @@
 """YAML files and dotted flags -> RunConfig: the only module that knows jsonargparse."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -116,9 +115,3 @@ def _spell_out_switches(argv: Sequence[str]) -> list[str]:
 
 def _value(key: str) -> Any:
     return reduce(getattr, key.split("."), RunConfig())
-
-
-def default_run_dir(data_path: str, stamp: str) -> Path:
-    """Where a run goes when the user names no place: in his home, not in a job's scratch folder."""
-    name = Path(data_path.rstrip("/")).stem or "run"
-    return Path(os.path.expanduser("~")) / "timellama_runs" / f"{name}-{stamp}"

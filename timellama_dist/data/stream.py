@@ -98,7 +98,7 @@ def stream_batches(
     Yields:
         Arrays as `WindowReader.read` gives them, which the caller may write to.
     """
-    _quieten_ray_data()
+    quieten_ray_data()
     windows = _task_windows(reader, batch_size, _MOST_TASK_WINDOWS)
     segment = windows * _TASKS_PER_SEGMENT
     for begin in range(0, len(order), segment):
@@ -164,7 +164,8 @@ def _dataset(
         return chunks.map_batches(read, batch_size=1, num_cpus=cpus_per_task)
 
 
-def _quieten_ray_data() -> None:
+def quieten_ray_data() -> None:
+    """Leave Ray Data's plans and advice to its log files, in this process."""
     # Every validation starts a pipeline: its plan and progress belong in Ray's log files.
     log_once("ray_data_progress_manager_disabled")  # marks Ray's advice to enable bars as given
     for handler in logging.getLogger("ray.data").handlers:

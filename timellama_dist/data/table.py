@@ -6,6 +6,7 @@ Writes nothing. Every mistake is one `DataError` that names file, column and row
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -62,14 +63,61 @@ def read_table(
     series: SeriesLayout = "separate",
     timestamps: TimestampCheck = "check",
     columns: Sequence[str] | None = None,
+    name: str | None = None,
 ) -> Table:
     """Read and check a CSV or Parquet table.
+
+    Args:
+        source: a file, a folder of files, or a list of files of the same columns.
+        name: what the table is called; default its file's or folder's name.
+        series: see `check_rows`.
+        timestamps: see `check_rows`.
+        columns: see `check_rows`.
+
+    Raises:
+        ConfigError: an unknown choice.
+        DataError: anything wrong with the table.
+    """
+    rows = read_rows(list_files(source))
+    name = name or source_name(source, rows.files)
+    return check_rows(rows, name, series=series, timestamps=timestamps, columns=columns)
+
+
+def table_from_frame(
+    frame: pd.DataFrame,
+    *,
+    series: SeriesLayout = "separate",
+    timestamps: TimestampCheck = "check",
+    columns: Sequence[str] | None = None,
+) -> Table:
+    """Check a frame as `read_table` checks a file; messages call it "frame".
+
+    Raises:
+        ConfigError: an unknown choice.
+        DataError: anything wrong with the frame.
+    """
+    if frame.empty:
+        raise DataError("frame: it holds no rows")
+    rows = Rows(frame.reset_index(drop=True), (Path("frame"),), np.array([len(frame)]))
+    return check_rows(rows, "frame", series=series, timestamps=timestamps, columns=columns)
+
+
+def check_rows(
+    rows: Rows,
+    name: str,
+    *,
+    series: SeriesLayout,
+    timestamps: TimestampCheck,
+    columns: Sequence[str] | None,
+) -> Table:
+    """Check rows and sort them into series.
 
     A table with a column `unique_id` is long (`unique_id, ds, <values>...`), any other is wide
     (`date, <channel>...`).
 
     Args:
-        source: a file, a folder of files, or a list of files of the same columns.
+        rows: the rows as they were read.
+        name: of the table; a wide table's only series is called so.
         series: of a long table, "separate" keeps each unique_id as a series of its own and
             "channels" makes each unique_id and value column a channel `ID:column` of one series.
         timestamps: "check" refuses unordered and duplicate timestamps and gaps, "ignore" takes
@@ -86,8 +134,6 @@ def read_table(
     ):
         if value not in choices:
             raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-    rows = read_rows(list_files(source))
-    name = source_name(source, rows.files)
     time_column = _find_time_column(rows)
     times = _parse_times(rows, time_column)
     ids, codes = _series_codes(rows, name)

@@ -32,7 +32,10 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    from timellama_dist.data.stream import quieten_ray_data
+
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    quieten_ray_data()
     try:
         yield
     finally:

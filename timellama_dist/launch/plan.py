@@ -26,6 +26,7 @@ class RunPlan:
     """A run that has passed every check that needs no worker."""
 
     config: RunConfig
+    """With a public data set's own layout filled in."""
     table: Table | None
     """The table to prepare; None if `config.data.path` is prepared already."""
     policy: Mapping[str, Any]
@@ -41,9 +42,7 @@ class RunPlan:
             return Path(self.config.data.path).resolve()
         data = self.config.data
         output = run_dir / "data"
-        write_prepared(
-            self.table, output, split=_split(data), name=self.table.name, prompt=data.prompt
-        )
+        write_prepared(self.table, output, split=_split(data), prompt=data.prompt)
         return output
 
     def prompt(self, manifest: Manifest) -> str:
@@ -78,8 +77,9 @@ def plan_run(config: RunConfig) -> RunPlan:
     # Cheap checks first: a public data set may have to be downloaded.
     if config.dlora.enabled:
         dlora_config(config.dlora)
-    config = replace(config, data=_with_asset(config.data))
-    table, num_rows, split = _open_data(config.data)
+    data, source = _with_asset(config.data)
+    config = replace(config, data=data)
+    table, num_rows, split = _open_data(data, source)
     num_windows = _count_windows(config.data, num_rows, split)
     backbone = resolve_backbone(config.backbone.name, config.backbone.revision)
     hidden_size = read_config(backbone, config.backbone.num_blocks).hidden_size
@@ -99,44 +99,53 @@ def plan_run(config: RunConfig) -> RunPlan:
     return plan
 
 
-def _with_asset(data: DataSection) -> DataSection:
-    """A public data set's own layout and description, where the user gave none."""
+def data_name(path: str) -> str:
+    """What a data set is called: its file's or folder's name without suffix."""
+    return Path(path.rstrip("/")).name.split(".")[0] or "data"
+
+
+def _with_asset(data: DataSection) -> tuple[DataSection, Path]:
+    """A public data set's own layout and description where the user gave none, and its file."""
     asset = DATASETS.get(data.path)
     if asset is None or Path(data.path).exists():
-        return data
-    return replace(
+        # Absolute, so that config.yaml means the same from any folder.
+        path = Path(data.path).expanduser().absolute()
+        return (replace(data, path=str(path)) if path.exists() else data), path
+    filled = replace(
         data,
-        path=str(fetch_dataset(asset.name)),
         series=data.series or asset.series,
         columns=data.columns or list(asset.value_columns),
         split=data.split or asset.split,
         prompt=data.prompt or asset.prompt,
     )
+    return filled, fetch_dataset(asset.name)
 
 
-def _open_data(data: DataSection) -> tuple[Table | None, np.ndarray, tuple[float, ...]]:
+def _open_data(
+    data: DataSection, source: Path
+) -> tuple[Table | None, np.ndarray, tuple[float, ...]]:
     """The table, unless prepared; rows of each series; the split."""
-    folder = Path(data.path)
-    if not (folder / MANIFEST_NAME).is_file():
-        if not folder.exists() and not folder.suffix:
+    if not (source / MANIFEST_NAME).is_file():
+        if not source.exists() and not source.suffix:
             raise ConfigError(
                 f"data.path must be a prepared folder, a CSV or Parquet file, or one of "
                 f"{', '.join(DATASETS)}; got {data.path!r}, which is none of them"
             )
         table = read_table(
-            data.path,
+            source,
             series=data.series or "separate",
             timestamps=data.timestamps,
             columns=data.columns,
+            name=data_name(data.path),
         )
         return table, np.array([len(one.values) for one in table.series]), _split(data)
-    manifest = Manifest.load(folder)
+    manifest = Manifest.load(source)
     for key in ("split", "series", "columns"):
         if getattr(data, key) is not None:
             raise ConfigError(
-                f"data.{key} was decided when {folder} was prepared; leave it out, or prepare anew"
+                f"data.{key} was decided when {source} was prepared; leave it out, or prepare anew"
             )
-    series = pq.read_table(folder / manifest.series_file.path, columns=["num_rows"])
+    series = pq.read_table(source / manifest.series_file.path, columns=["num_rows"])
     return None, series["num_rows"].to_numpy(), manifest.split
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timellama_dist.config.load import default_run_dir, dump_config, load_config
+from timellama_dist.config.load import dump_config, load_config
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import ConfigError, InterruptedRunError
 
@@ -130,8 +130,12 @@ def versions() -> dict[str, str]:
 
 
 def _run_dir(config: RunConfig) -> Path:
+    from timellama_dist.launch.plan import data_name
+
     if config.run.dir is None:
-        return default_run_dir(config.data.path, time.strftime("%Y%m%d-%H%M%S"))
+        # In the user's home: a submitted job's own folder is Ray's to delete.
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return Path.home() / "timellama_runs" / f"{data_name(config.data.path)}-{stamp}"
     run_dir = Path(config.run.dir).expanduser().resolve()
     if run_dir.exists() and any(run_dir.iterdir()) and not config.run.resume:
         raise ConfigError(
@@ -243,6 +247,7 @@ def _write_results(run_dir: Path, result: "Result", metrics: Mapping[str, Any]) 
     from safetensors.numpy import load_file
 
     from timellama_dist.engine.worker import EXAMPLES, EXPORTED
+    from timellama_dist.launch.plan import data_name
     from timellama_dist.modeling.exported import read_card
     from timellama_dist.report.plots import plot_forecasts
 
@@ -256,7 +261,7 @@ def _write_results(run_dir: Path, result: "Result", metrics: Mapping[str, Any]) 
         examples,
         card.channels,
         run_dir / "forecasts.png",
-        title=f"{Path(card.config['data']['path']).stem}: z-scored, test MSE "
+        title=f"{data_name(card.config['data']['path'])}: z-scored, test MSE "
         f"{metrics['test']['mse']:.4f}",
     )
 

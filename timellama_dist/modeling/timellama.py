@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, L context, H horizon, D hidden, P prompt tokens.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -139,7 +140,10 @@ def build_model(
         llama.gradient_checkpointing_enable({"use_reentrant": False})
     adapted: nn.Module = llama
     if config.dlora.enabled:
-        adapted = get_peft_model(llama, dlora_config(config.dlora))
+        with warnings.catch_warnings():
+            # PEFT asks transformers by a name that transformers 6 will drop.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = get_peft_model(llama, dlora_config(config.dlora))
     model = TimeLlama(
         adapted,
         prompt_PD,
