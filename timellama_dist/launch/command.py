@@ -1,8 +1,12 @@
 """What a command raises becomes its exit code: 0 done, 1 failed, 2 user's mistake, 130 Ctrl-C."""
 
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from timellama_dist.errors import InterruptedRunError, UserError
 
@@ -24,3 +28,29 @@ def run_command(command: Callable[[], None]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+@contextmanager
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the first SIGINT or SIGTERM, leave by KeyboardInterrupt at the second.
+
+    Does nothing outside the main thread, which alone receives signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def handle(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

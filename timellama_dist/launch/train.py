@@ -198,9 +198,11 @@ def _fit(trainer: "TorchTrainer", monitor: Any, run_dir: Path) -> "Result":
     """Run the trainer in a thread while this one shows progress and listens for Ctrl-C."""
     import ray
 
+    from timellama_dist.launch.command import on_interrupt
     from timellama_dist.launch.monitor import ProgressLine
 
     outcome: dict[str, Any] = {}
+    done = threading.Event()
 
     def fit() -> None:
         try:
@@ -208,25 +210,22 @@ def _fit(trainer: "TorchTrainer", monitor: Any, run_dir: Path) -> "Result":
         # Whatever it is, it is the main thread's to raise.
         except BaseException as error:
             outcome["error"] = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
     line = ProgressLine(run_dir / "history.jsonl")
-    stopping = False
+
+    def stop() -> None:
+        monitor.request_stop.remote()
+        line.say("stopping: saving a checkpoint (Ctrl-C again leaves at once)")
+
     try:
-        while True:
-            try:
-                thread.join(timeout=0.5)
+        with on_interrupt(stop):
+            ended = False
+            while not ended:
+                ended = done.wait(timeout=0.5)
                 line.show(ray.get(monitor.drain.remote()))
-                if not thread.is_alive():
-                    break
-            except KeyboardInterrupt:
-                if stopping:
-                    raise
-                stopping = True
-                monitor.request_stop.remote()
-                line.say("stopping: saving a checkpoint (Ctrl-C again leaves at once)")
-        line.show(ray.get(monitor.drain.remote()))
     finally:
         line.close()
     if "error" in outcome:

@@ -1,0 +1,193 @@
+"""Ray Data pipelines of windows against numpy: each window, once, in order, on any ranks."""
+
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+import ray
+from numpy.lib.stride_tricks import sliding_window_view
+
+from timellama_dist.data.prepare import write_prepared
+from timellama_dist.data.reader import WindowReader
+from timellama_dist.data.stream import stream_batches, window_dataset
+from timellama_dist.data.table import Series, Table
+from timellama_dist.data.windows import EvaluationOrder, TrainOrder
+
+LENGTHS = {"context_len": 16, "horizon": 8}
+ROWS, TRAIN = 900, 630
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ROWS, 3)).cumsum(axis=0)
+
+
+@pytest.fixture(scope="module")
+def path(values, tmp_path_factory):
+    stamps = np.datetime64("2024-01-01", "us") + np.arange(ROWS) * np.timedelta64(1, "h")
+    table = Table("walk", (Series("walk", stamps, values),), ("a", "b", "c"), "h", ("memory",))
+    output = tmp_path_factory.mktemp("data") / "walk"
+    write_prepared(table, output, rows_per_file=400, rows_per_group=64)
+    return output
+
+
+@pytest.fixture(scope="module")
+def windows(values) -> dict[str, np.ndarray]:
+    """All windows of two splits by numpy alone, shape (N, L + H, C)."""
+    scaled = (values - values[:TRAIN].mean(axis=0)) / values[:TRAIN].std(axis=0)
+    rows = {"train": scaled[:TRAIN], "validation": scaled[TRAIN - 16 : 720]}
+    return {
+        name: sliding_window_view(part.astype(np.float32), 24, axis=0).transpose(0, 2, 1)
+        for name, part in rows.items()
+    }
+
+
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """Many tasks and several segments, of few windows each."""
+    monkeypatch.setattr("timellama_dist.data.stream._MOST_TASK_WINDOWS", 40)
+    monkeypatch.setattr("timellama_dist.data.stream._TASKS_PER_SEGMENT", 5)
+
+
+def train_order(reader, rank, world_size, first_step=0, last_step=26):
+    return TrainOrder(
+        num_windows=len(reader),
+        seed=3,
+        batch_size=24,
+        micro_batch_size=4,
+        world_rank=rank,
+        world_size=world_size,
+        first_step=first_step,
+        last_step=last_step,
+    )
+
+
+def assert_windows_equal(batch, expected):
+    np.testing.assert_allclose(batch["past"], expected[:, :16], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(batch["future"], expected[:, 16:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_dataset_keeps_the_order_asked_for(path, windows):
+    ids = np.random.default_rng(1).permutation(len(windows["train"]))
+    dataset = window_dataset(path, window_ids=ids, batch_size=50, **LENGTHS)
+
+    batches = list(dataset.iter_batches(batch_size=64, batch_format="numpy"))
+
+    whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    assert whole["start"].tolist() == ids.tolist()
+    assert whole["weight"].tolist() == [1] * len(ids)
+    assert_windows_equal(whole, windows["train"][ids])
+
+
+def test_a_window_dataset_holds_all_windows_by_default_even_several_chunks_to_a_block(
+    path, windows, monkeypatch
+):
+    monkeypatch.setattr("timellama_dist.data.stream._MOST_BLOCKS", 3)
+    dataset = window_dataset(path, split="validation", batch_size=7, **LENGTHS)
+
+    rows = dataset.take_all()
+
+    assert [row["start"] for row in rows] == [TRAIN - 16 + n for n in range(len(rows))]
+    past = {name: np.stack([row[name] for row in rows]) for name in ("past", "future")}
+    assert_windows_equal(past, windows["validation"])
+
+
+def test_a_window_dataset_of_no_ids_is_empty(path):
+    assert window_dataset(path, window_ids=[], **LENGTHS).take_all() == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_together_train_on_each_window_once_per_epoch(path, windows, world_size, small_tasks):
+    reader = WindowReader(path, **LENGTHS)
+    starts = []
+    for rank in range(world_size):
+        order = train_order(reader, rank, world_size)
+        ids = order.window_ids(np.arange(len(order)))
+        batches = list(stream_batches(reader, order, batch_size=4))
+        assert [len(batch["start"]) for batch in batches] == [4] * (len(ids) // 4)
+        whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        # One series that begins at row 0: a window's id is its start.
+        assert whole["start"].tolist() == ids.tolist()
+        assert_windows_equal(whole, windows["train"][ids])
+        starts.append(whole["start"].reshape(26, -1))
+    seen = np.concatenate(starts, axis=1)
+
+    reference = train_order(reader, 0, 1)
+    expected = reference.window_ids(np.arange(len(reference))).reshape(26, 24)
+    # The same global batches whatever the world size.
+    assert np.sort(seen, axis=1).tolist() == np.sort(expected, axis=1).tolist()
+    epoch = expected.reshape(-1)[: len(reader)]
+    assert sorted(epoch.tolist()) == list(range(len(reader)))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_together_evaluate_each_window_once(path, windows, world_size):
+    reader = WindowReader(path, split="validation", **LENGTHS)
+    starts, lengths = [], []
+    for rank in range(world_size):
+        order = EvaluationOrder(
+            num_windows=len(reader), batch_size=8, world_rank=rank, world_size=world_size
+        )
+        batches = list(stream_batches(reader, order, batch_size=8))
+        lengths.append([len(batch["start"]) for batch in batches])
+        starts.extend(batch["start"][batch["weight"] == 1] for batch in batches)
+
+    assert lengths == [[8] * len(lengths[0])] * world_size
+    expected = [TRAIN - 16 + n for n in range(len(windows["validation"]))]
+    assert sorted(np.concatenate(starts).tolist()) == expected
+
+
+def test_a_resumed_stream_goes_on_where_it_would_have_been(path):
+    reader = WindowReader(path, **LENGTHS)
+    whole = list(stream_batches(reader, train_order(reader, 1, 2), batch_size=4))
+    resumed = stream_batches(reader, train_order(reader, 1, 2, first_step=20), batch_size=4)
+
+    for batch, expected in zip(resumed, whole[60:], strict=True):
+        np.testing.assert_array_equal(batch["past"], expected["past"])
+
+
+def test_batches_belong_to_the_caller(path):
+    reader = WindowReader(path, **LENGTHS)
+    for batch in stream_batches(reader, train_order(reader, 0, 1, last_step=1), batch_size=4):
+        batch["past"] *= 0
+
+
+def test_closing_a_stream_early_leaves_nothing_running(path, small_tasks):
+    reader = WindowReader(path, **LENGTHS)
+    stream = stream_batches(reader, train_order(reader, 0, 1, last_step=4000), batch_size=4)
+    assert len(list(islice(stream, 3))) == 3
+    stream.close()
+
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == 2
+    assert not [thread for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
+    # Another pipeline finds all of the machine free, at once.
+    assert len(list(stream_batches(reader, train_order(reader, 0, 1), batch_size=4))) == 26 * 6
+
+
+def test_two_workers_of_half_a_core_each_make_progress_on_two_cores(path):
+    @ray.remote(num_cpus=0.5)
+    class Worker:
+        def consume(self, reader: WindowReader, order: TrainOrder) -> list[int]:
+            stream = stream_batches(reader, order, batch_size=4)
+            return [int(start) for batch in stream for start in batch["start"]]
+
+    reader = WindowReader(path, **LENGTHS)
+    orders = [train_order(reader, rank, 2) for rank in range(2)]
+    workers = [Worker.remote() for _ in orders]
+    pairs = zip(workers, orders, strict=True)
+    jobs = [worker.consume.remote(reader, order) for worker, order in pairs]
+
+    for order, starts in zip(orders, ray.get(jobs, timeout=60), strict=True):
+        assert starts == order.window_ids(np.arange(len(order))).tolist()

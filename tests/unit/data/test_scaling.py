@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from timellama_dist.data.scaling import Scaler
+from timellama_dist.errors import DataError
+
+
+def test_statistics_are_the_population_s():
+    scaler = Scaler.fit(np.array([[1.0, 10.0], [3.0, 30.0]]))
+
+    assert scaler.mean.tolist() == [2.0, 20.0]
+    assert scaler.std.tolist() == [1.0, 10.0]
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 0.1])
+def test_a_constant_channel_has_scale_one(value):
+    # The computed standard deviation of a constant 0.1 is about 1e-17, not 0.
+    scaler = Scaler.fit(np.full((1000, 1), value))
+
+    assert scaler.std.tolist() == [1.0]
+    assert abs(scaler.transform(np.array([value]))[0]) < 1e-12
+
+
+def test_inverse_undoes_transform_at_any_leading_shape():
+    values = np.random.default_rng(0).normal(5, 3, size=(4, 6, 2))
+    scaler = Scaler.fit(values.reshape(-1, 2))
+
+    np.testing.assert_allclose(scaler.inverse(scaler.transform(values)), values, rtol=1e-12)
+    assert scaler.transform(values.astype(np.float32)).dtype == np.float64
+
+
+def test_values_whose_variance_overflows_are_refused():
+    with pytest.raises(DataError, match="their standard deviation overflows float64"):
+        Scaler.fit(np.array([[1e300], [-1e300]]))
