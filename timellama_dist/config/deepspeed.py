@@ -34,6 +34,7 @@ _RUN_KEYS = {
     "optimizer.params.weight_decay": "train.weight_decay",
     "bf16.enabled": "train.precision",
 }
+_SMALLEST_BUCKET = 1 << 22  # elements
 _UNSUPPORTED = {
     "scheduler": "the schedule is train.schedule",
     "fp16": "4-bit backbones train in fp32 or bf16 here: see train.precision",
@@ -143,11 +144,14 @@ def _set(resolved: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _set_auto_sizes(resolved: dict[str, Any], hidden_size: int) -> None:
-    """Bucket sizes by hidden size, the rule that transformers' users know for "auto"."""
+    """Bucket sizes by hidden size, as transformers resolves "auto", with a floor.
+
+    Without the floor a small model's gradients would travel in many tiny messages.
+    """
     zero = resolved.setdefault("zero_optimization", {"stage": 0})
     sizes = {
-        "reduce_bucket_size": hidden_size * hidden_size,
-        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+        "reduce_bucket_size": max(_SMALLEST_BUCKET, hidden_size * hidden_size),
+        "stage3_prefetch_bucket_size": max(_SMALLEST_BUCKET, int(0.9 * hidden_size * hidden_size)),
         # Above the norms and below every 4-bit matrix, so that all of those are sharded.
         "stage3_param_persistence_threshold": 10 * hidden_size,
     }

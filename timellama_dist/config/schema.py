@@ -134,15 +134,15 @@ class TrainSection:
 
     seed: int = 0
     """Seeds the weights, the order of windows and dropout."""
-    epochs: int = 10
+    epochs: int = 3
     """Passes over the training windows, unless max_steps ends the run earlier."""
     max_steps: int | None = None
     """Optimizer steps at most."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Windows per optimizer step over all workers; independent of their number."""
-    micro_batch_size: int = 16
+    micro_batch_size: int = 32
     """Windows per forward pass of one worker; the rest of batch_size is accumulated."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""

@@ -40,9 +40,28 @@ def initialize_engine(model: nn.Module, ds_config: Mapping[str, Any]) -> Any:
     """
     import deepspeed
 
+    if ds_config.get("zero_optimization", {}).get("stage") == 3:
+        _gather_in_units(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=dict(ds_config))
     return engine
+
+
+def _gather_in_units(model: nn.Module) -> None:
+    """Let ZeRO-3 gather a group of small modules at once instead of each on its own.
+
+    A pool's three matrices, and the three pools of an MLP, are always used together. A unit must be
+    called with positional inputs, or its parameters are released before its backward pass; hence
+    not the attention as a whole, which transformers calls by keywords.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    from timellama_dist.dlora.layer import DLoraLinear
+    from timellama_dist.modeling.alignment import PromptAlignment
+
+    units = [LlamaMLP, DLoraLinear, PromptAlignment]
+    set_z3_leaf_modules(model, units, raise_if_not_found=False)
 
 
 def trained_parameters(engine: Any) -> dict[str, nn.Parameter]:

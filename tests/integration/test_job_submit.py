@@ -1,0 +1,91 @@
+"""`ray start --head` and `ray job submit`, for real, on loopback with a token of the test's own."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_train_job import ROOT, arguments
+
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Ray head on loopback; yields the environment that reaches it."""
+    gcs, dashboard, client, agent, agent_http = free_ports(5)
+    environment = os.environ | {
+        # The job's `python` is looked up on the head's PATH.
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    # Short: a Unix socket's path may have 107 characters.
+    temp_dir = Path(f"/tmp/timellama-test-{os.getpid()}")
+    process = subprocess.Popen(
+        [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2"),
+            *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={temp_dir}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            *(f"--ray-client-server-port={client}", f"--dashboard-agent-grpc-port={agent}"),
+            *(f"--dashboard-agent-listen-port={agent_http}", "--disable-usage-stats"),
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    reach = environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            ready = subprocess.run([BIN / "ray", "job", "list"], env=reach, capture_output=True)
+            if ready.returncode == 0:
+                break
+            time.sleep(1)
+        yield reach
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_a_submitted_job_trains_on_the_cluster(
+    head: dict[str, str], tiny_llama: Path, waves_csv: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "submitted"
+    words = arguments(tiny_llama, waves_csv, run_dir, **{"train.max_steps": 10})
+    done = subprocess.run(
+        [
+            *(str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"),
+            *("python", "ray_jobs/train.py", *words),
+        ],
+        env=head,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Time-LlaMA" in done.stdout
+    assert "succeeded" in done.stdout
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["train"]["steps"] == 10
+    assert (run_dir / "model" / "config.json").exists()
