@@ -106,7 +106,7 @@ def _spell_out_switches(argv: Sequence[str]) -> list[str]:
     """`--run.resume` alone means true; jsonargparse wants the value."""
     flat = {f"--{key}" for key in _keys(RunConfig()) if isinstance(_value(key), bool)}
     spelled: list[str] = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         spelled.append(word)
         if word in flat and following.startswith("--"):
             spelled.append("true")

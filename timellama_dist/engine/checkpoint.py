@@ -7,7 +7,7 @@ backbone is never saved. The random state needs no saving: it is a function of t
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class Progress:
     """Where a run stands; `step` optimizer steps have been made."""
 
     step: int = 0
-    best_loss: float = float("inf")
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    """The best validation so far, "mse" and "mae"; empty before the first."""
     best_step: int = 0
     stale_validations: int = 0
     seconds: float = 0.0

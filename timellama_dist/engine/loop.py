@@ -202,10 +202,10 @@ class TrainLoop:
 
     def _validate(self, progress: Progress, best: Weights | None) -> Weights | None:
         metrics = self.validate()
-        loss = metrics["mae" if self.config.train.loss == "mae" else "mse"]
-        if loss < progress.best_loss:
+        judged = "mae" if self.config.train.loss == "mae" else "mse"
+        if metrics[judged] < progress.best_metrics.get(judged, math.inf):
             best = trained_weights(self.engine)
-            progress.best_loss, progress.best_step = loss, progress.step
+            progress.best_metrics, progress.best_step = metrics, progress.step
             progress.stale_validations = 0
         else:
             progress.stale_validations += 1

@@ -232,13 +232,12 @@ class _Worker:
         """Test the best weights, and report them with the exported model."""
         self.tell({"kind": "phase", "text": f"testing the weights of step {progress.best_step}"})
         set_weights(engine, best)
-        validation = self._evaluate(engine, "validation")
         test = self._evaluate(engine, "test")
         examples = forecast_windows(engine, [self.readers["test"].read(self._example_ids())])
         windows = progress.step * self.config.train.batch_size
         metrics = {
             "test": test,
-            "validation": validation,
+            "validation": progress.best_metrics,
             "train": {
                 "steps": progress.step,
                 "epochs": windows / len(self.readers["train"]),

@@ -1,0 +1,93 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timellama_dist.config.deepspeed import DEFAULT_POLICY, load_policy, resolve_deepspeed
+from timellama_dist.config.schema import RunConfig, TrainSection
+from timellama_dist.errors import ConfigError
+
+POLICIES = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
+
+
+def resolve(policy: dict[str, Any], config: RunConfig | None = None, **facts: Any) -> Any:
+    known = {"world_size": 2, "hidden_size": 4096, "use_gpu": False} | facts
+    return resolve_deepspeed(policy, config or RunConfig(), **known)
+
+
+@pytest.mark.parametrize("file", POLICIES, ids=lambda file: file.name)
+def test_every_shipped_policy_resolves_completely(file: Path) -> None:
+    resolved = resolve(load_policy(str(file)))
+    assert "auto" not in json.dumps(resolved)
+    assert resolved["train_batch_size"] == 64
+
+
+def test_the_built_in_policy_is_the_shipped_zero3() -> None:
+    (file,) = [file for file in POLICIES if file.name == "zero3.json"]
+    assert json.loads(file.read_text()) == DEFAULT_POLICY
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1)])
+def test_the_global_batch_stays_when_workers_come_and_go(
+    world_size: int, accumulation: int
+) -> None:
+    config = RunConfig(train=TrainSection(batch_size=64, micro_batch_size=16))
+    resolved = resolve({}, config, world_size=world_size)
+    assert resolved["gradient_accumulation_steps"] == accumulation
+    assert resolved["train_batch_size"] == 64
+
+
+def test_precision_follows_the_device_unless_said() -> None:
+    assert not resolve({}, use_gpu=False)["bf16"]["enabled"]
+    assert resolve({}, use_gpu=True)["bf16"]["enabled"]
+    said = RunConfig(train=TrainSection(precision="fp32"))
+    assert not resolve({}, said, use_gpu=True)["bf16"]["enabled"]
+
+
+def test_not_clipping_is_written_out_because_deepspeed_clips_by_default() -> None:
+    config = RunConfig(train=replace(TrainSection(), clip_norm=0.0))
+    assert resolve({}, config)["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            {"train_batch_size": 65},
+            r"train_batch_size=65 .* contradicts 64 from train\.batch_size",
+        ),
+        ({"gradient_clipping": 2.0}, r"gradient_clipping=2\.0 .* contradicts 1\.0"),
+        (
+            {"optimizer": {"params": {"lr": 0.5}}},
+            r"optimizer\.params\.lr=0\.5 .* contradicts 0\.001 from train\.learning_rate",
+        ),
+        ({"optimizer": {"type": "SGD"}}, r"optimizer\.type='SGD' .* contradicts 'AdamW'"),
+        ({"bf16": {"enabled": True}}, r"bf16\.enabled=True .* train\.precision"),
+        ({"scheduler": {"type": "WarmupLR"}}, r"scheduler cannot be set .* train\.schedule"),
+        ({"fp16": {"enabled": True}}, r"fp16 cannot be set"),
+        ({"zero_optimization": {"stage": 4}}, r"stage must be 0, 1, 2 or 3, got 4"),
+        (
+            {"zero_optimization": {"stage": 3, "sub_group_size": "auto"}},
+            r'zero_optimization\.sub_group_size is "auto"',
+        ),
+    ],
+)
+def test_a_policy_that_contradicts_the_run_is_refused(policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(policy)
+
+
+def test_auto_and_equal_values_are_accepted() -> None:
+    policy = {"train_batch_size": 64, "gradient_clipping": "auto", "fp16": {"enabled": False}}
+    assert resolve(policy)["gradient_clipping"] == 1.0
+
+
+def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.json: No such file"):
+        load_policy(str(tmp_path / "nowhere.json"))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(ConfigError, match=r"broken\.json is not JSON: .* in line 1"):
+        load_policy(str(broken))
