@@ -1,0 +1,72 @@
+"""The arrows of the architecture, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "timellama_dist"
+EVERYBODY = {"config", "errors"}
+# Who may import whom, inside the package; a part may always import itself.
+ALLOWED = {
+    "errors": set(),
+    "config": set(),
+    "dlora": set(),
+    "assets": set(),
+    "modeling": {"dlora", "assets"},
+    "data": set(),
+    "engine": {"modeling", "data", "dlora"},
+    "report": set(),
+    "launch": {"engine", "modeling", "data", "assets", "report"},
+    "forecaster": {"modeling", "data"},
+    "__init__": {"forecaster", "modeling", "dlora"},
+}
+WITHOUT_RAY_AND_DEEPSPEED = {"config", "dlora", "modeling", "report", "forecaster", "__init__"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: str) -> str:
+    if module == "timellama_dist.data.assets":
+        return "assets"  # files fetched by name, backbones among them; knows nothing of data
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def name_of(path: Path) -> str:
+    return ".".join(["timellama_dist", *path.relative_to(PACKAGE).with_suffix("").parts])
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    part = part_of(name_of(path))
+    used = {part_of(name) for name in imports(path) if name.startswith("timellama_dist")}
+    assert used <= ALLOWED[part] | EVERYBODY | {part}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_mathematics_needs_neither_ray_nor_deepspeed(path: Path) -> None:
+    name = name_of(path)
+    streams = name == "timellama_dist.data.stream"
+    if part_of(name) in WITHOUT_RAY_AND_DEEPSPEED or (part_of(name) == "data" and not streams):
+        roots = {imported.split(".")[0] for imported in imports(path)}
+        assert not roots & {"ray", "deepspeed"}
+
+
+def test_importing_the_package_loads_no_framework() -> None:
+    program = (
+        "import sys, timellama_dist;"
+        "assert not {'ray', 'deepspeed', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
