@@ -1,0 +1,134 @@
+"""A checkpoint is free of world size and ZeRO stage: real ranks save here and go on there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_ranks import CHANNELS, make_engine, make_model, micro_batches, run_ranks, write
+from safetensors.torch import load_file
+from test_engine_equals_plain_loop import largest_relative_difference, policy, run_config
+
+from timellama_dist.config.deepspeed import resolve_deepspeed
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.engine.checkpoint import (
+    Progress,
+    load_optimizer,
+    load_weights,
+    read_progress,
+    save_checkpoint,
+    trained_weights,
+)
+from timellama_dist.engine.loop import StepSums, learning_rate, train_step
+from timellama_dist.engine.setup import initialize_engine
+from timellama_dist.errors import CheckpointError
+
+SAVED, LAST = 4, 7
+STAGES = ("zero0", "zero2", "zero3")
+
+
+def steps(engine: Any, config: RunConfig, rank: int, world_size: int, first: int, last: int) -> Any:
+    batches = micro_batches(config, rank, world_size, first, last)
+    for step in range(first, last):
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate(step, LAST, config.train)
+        train_step(engine, batches, config, step=step, sums=StepSums())
+    return trained_weights(engine)
+
+
+def save_rank(rank: int, world_size: int, folder: Path, config: RunConfig) -> None:
+    """At each stage: train, save in the middle, train to the end."""
+    for stage in STAGES:
+        engine = make_engine(config, policy(stage), world_size)
+        steps(engine, config, rank, world_size, 0, SAVED)
+        save_checkpoint(engine, folder / stage, Progress(step=SAVED), None)
+        weights = steps(engine, config, rank, world_size, SAVED, LAST)
+        if rank == 0:
+            write(folder / stage, "end.safetensors", weights)
+
+
+def resume_rank(rank: int, world_size: int, folder: Path, config: RunConfig, saved: Path) -> None:
+    """At each stage: go on from what each other stage saved."""
+    for stage in STAGES:
+        for source in STAGES:
+            model = make_model(config)
+            load_weights(model, saved / source)
+            resolved = resolve_deepspeed(
+                policy(stage), config, world_size=world_size, hidden_size=64, use_gpu=False
+            )
+            engine = initialize_engine(model, resolved)
+            shape = (config.train.micro_batch_size, config.data.context_len, CHANNELS)
+            load_optimizer(engine, saved / source, past_shape=shape)
+            first = read_progress(saved / source).step
+            weights = steps(engine, config, rank, world_size, first, LAST)
+            if rank == 0:
+                write(folder, f"{source}-to-{stage}.safetensors", weights)
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def saved(
+    request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, Path]:
+    config = run_config(tiny_llama)
+    config = replace(config, backbone=replace(config.backbone, quantization=request.param))
+    folder = tmp_path_factory.mktemp(f"saved-{request.param}")
+    run_ranks(save_rank, 2, folder, config)
+    return config, folder
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_stage_goes_on_from_every_other_as_if_never_stopped(
+    world_size: int, saved: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    config, folder = saved
+    run_ranks(resume_rank, world_size, tmp_path, config, folder)
+    in_4_bits = config.backbone.quantization == "nf4"
+    for stage in STAGES:
+        for source in STAGES:
+            if in_4_bits and source != stage:
+                # Uninterrupted runs of two stages differ by more than 1e-5 here: stage 3 sums
+                # in another order, and 4-bit activations are large. There is no one reference.
+                continue
+            # What the saving run itself came to, at the stage that goes on.
+            wanted = load_file(folder / stage / "end.safetensors")
+            found = load_file(tmp_path / f"{source}-to-{stage}.safetensors")
+            difference = largest_relative_difference(found, wanted)
+            assert difference <= 1e-5, f"{source} to {stage}: {difference:.1e}"
+            if source == stage and world_size == 2:
+                assert difference == 0, f"{stage} on as many ranks must be bit-equal"
+
+
+def test_a_checkpoint_holds_neither_pickle_nor_backbone(saved: tuple[RunConfig, Path]) -> None:
+    config, folder = saved
+    files = {path.name for path in (folder / "zero3").iterdir()} - {"end.safetensors"}
+    assert files == {"state.json", "weights.safetensors", "optimizer.safetensors"}
+    trained = {n for n, p in make_model(config).named_parameters() if p.requires_grad}
+    assert set(load_file(folder / "zero3" / "weights.safetensors")) == trained
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_parameter(
+    saved: tuple[RunConfig, Path],
+) -> None:
+    config, folder = saved
+    other = replace(config, data=replace(config.data, horizon=9))
+    with pytest.raises(CheckpointError, match=r"head\.weight has shape \(8, 64\), the model wants"):
+        load_weights(make_model(other), folder / "zero3")
+    without = replace(config, dlora=replace(config.dlora, enabled=False))
+    with pytest.raises(CheckpointError, match=r"30 parameters are in only one of file and model"):
+        load_weights(make_model(without), folder / "zero3")
+
+
+def test_an_unknown_or_damaged_checkpoint_is_refused(
+    saved: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"schema_version": 2, "progress": {}}))
+    with pytest.raises(CheckpointError, match=r"schema_version must be 1, got 2"):
+        read_progress(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no readable checkpoint"):
+        read_progress(tmp_path / "nowhere")
+    whole = (saved[1] / "zero3" / "weights.safetensors").read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"cannot read .*weights\.safetensors"):
+        load_weights(torch.nn.Linear(2, 2), tmp_path)
