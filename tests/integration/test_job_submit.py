@@ -1,9 +1,10 @@
 """`ray start --head` and `ray job submit`, for real, on loopback with a token of the test's own."""
 
+import contextlib
 import json
 import os
 import secrets
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from test_train_job import ROOT, arguments
 
@@ -25,6 +27,19 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def stop(pid: int) -> None:
+    """End a process and all it started, by their ids: never a bare `ray stop`."""
+    parent = psutil.Process(pid)
+    family = [*parent.children(recursive=True), parent]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=10)
 
 
 @pytest.fixture
@@ -63,8 +78,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             time.sleep(1)
         yield reach
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        stop(process.pid)
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def test_a_submitted_job_trains_on_the_cluster(

@@ -1,0 +1,1 @@
+"""Programs that measure; what they found stands in the README."""
