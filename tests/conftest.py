@@ -1,12 +1,14 @@
 """Shared by all tests: a tiny random LLaMA on disk, made in code, with a tokenizer."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 # Before anything imports deepspeed, torch's thread pool or ray.
-os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -55,7 +55,7 @@ def windows(values) -> dict[str, np.ndarray]:
 def small_tasks(monkeypatch):
     """Many tasks and several segments, of few windows each."""
     monkeypatch.setattr("timellama_dist.data.stream._MOST_TASK_WINDOWS", 40)
-    monkeypatch.setattr("timellama_dist.data.stream._TASKS_PER_SEGMENT", 5)
+    monkeypatch.setattr("timellama_dist.data.stream._SEGMENT_BYTES", 30_000)
 
 
 def train_order(reader, rank, world_size, first_step=0, last_step=26):
