@@ -134,7 +134,7 @@ class TrainSection:
 
     seed: int = 0
     """Seeds the weights, the order of windows and dropout."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over the training windows, unless max_steps ends the run earlier."""
     max_steps: int | None = None
     """Optimizer steps at most."""

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timellama_dist.config.deepspeed import precision
 from timellama_dist.config.load import dump_config, load_config
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import ConfigError, InterruptedRunError
@@ -76,6 +77,8 @@ def train(config: RunConfig) -> Outcome:
     print(describe(plan), flush=True)
     with connected():
         resources = plan_resources(config.scaling)
+        if precision(config, use_gpu=resources.use_gpu) == "bf16" and not resources.use_gpu:
+            print("note: train.precision=bf16 on a CPU is many times slower than fp32", flush=True)
         data = _open_run_dir(plan, run_dir)
         baselines = score_baselines(data, plan.config.data)
         name, monitor = Monitor.start()
@@ -228,8 +231,10 @@ def _fit(trainer: "TorchTrainer", monitor: Any, run_dir: Path) -> "Result":
                 line.show(ray.get(monitor.drain.remote()))
     finally:
         line.close()
-    if "error" in outcome:
-        raise outcome["error"]
+    if error := outcome.get("error"):
+        if any((run_dir / "checkpoints").glob("checkpoint_*/state.json")):
+            error.add_note(f"a checkpoint was saved; {_how_on(run_dir)}")
+        raise error
     result: Result = outcome["result"]
     if "test" not in (result.metrics or {}):
         raise InterruptedRunError(
