@@ -102,6 +102,8 @@ def count_rank(rank: int, config: RunConfig, steps: int, folder: Path) -> None:
         engine.step()
     held = frozen_bytes(engine.module)
     (folder / f"{rank}.json").write_text(json.dumps({**counted, "held": held}))
+    # One rank that leaves while the other still writes to it would abort that one.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -81,6 +81,8 @@ def _rank(rank: int, body: Callable[..., None], world_size: int, folder: Path, *
     )
     try:
         body(rank, world_size, folder, *args)
+        # One rank that leaves while the other still writes to it would abort that one.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
