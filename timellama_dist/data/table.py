@@ -78,6 +78,7 @@ def read_table(
         ConfigError: an unknown choice.
         DataError: anything wrong with the table.
     """
+    _check_choices(series, timestamps)
     rows = read_rows(list_files(source))
     name = name or source_name(source, rows.files)
     return check_rows(rows, name, series=series, timestamps=timestamps, columns=columns)
@@ -96,10 +97,20 @@ def table_from_frame(
         ConfigError: an unknown choice.
         DataError: anything wrong with the frame.
     """
+    _check_choices(series, timestamps)
     if frame.empty:
         raise DataError("frame: it holds no rows")
     rows = Rows(frame.reset_index(drop=True), (Path("frame"),), np.array([len(frame)]))
     return check_rows(rows, "frame", series=series, timestamps=timestamps, columns=columns)
+
+
+def _check_choices(series: str, timestamps: str) -> None:
+    for key, value, choices in (
+        ("data.series", series, ("separate", "channels")),
+        ("data.timestamps", timestamps, ("check", "ignore")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_rows(
@@ -125,15 +136,8 @@ def check_rows(
         columns: value columns to use, in this order; default all of the table's.
 
     Raises:
-        ConfigError: an unknown choice.
         DataError: anything wrong with the table.
     """
-    for key, value, choices in (
-        ("data.series", series, ("separate", "channels")),
-        ("data.timestamps", timestamps, ("check", "ignore")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
     time_column = _find_time_column(rows)
     times = _parse_times(rows, time_column)
     ids, codes = _series_codes(rows, name)
