@@ -1,5 +1,7 @@
 """The step of a table's timestamps: its pandas alias, its gaps, its season."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -7,12 +9,58 @@ from pandas.tseries.frequencies import to_offset
 
 _SEASONS = {"h": 24, "10min": 144, "15min": 96, "30min": 48, "D": 7}
 _CALENDAR_SEASONS = {"W": 52, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
+# The M4 competition's: weekly and daily series count as without a season.
+_M4_SEASONS = {"h": 24, "D": 1, "W": 1, "MS": 12, "ME": 12, "QS": 4, "QE": 4, "YS": 1, "YE": 1}
 _DAY = 24 * 3600 * 1_000_000
+_UNITS = {
+    "h": "hour",
+    "min": "minute",
+    "s": "second",
+    "D": "day",
+    "B": "business day",
+    "W": "week",
+    "MS": "month",
+    "ME": "month",
+    "QS": "quarter",
+    "QE": "quarter",
+    "YS": "year",
+    "YE": "year",
+}
+
+
+def step_in_words(frequency: str) -> str:
+    """ "15 minutes" of "15min"; "hour" of "h"."""
+    alias = frequency.split("-")[0]
+    unit = alias.lstrip("0123456789")
+    count = alias[: len(alias) - len(unit)]
+    word = _UNITS.get(unit, unit)
+    return f"{count} {word}s" if count else word
 
 
 def season_len(frequency: str) -> int:
     """Steps in the season that a step suggests: a day, week or year; 1 where none does."""
     return _SEASONS.get(frequency) or _CALENDAR_SEASONS.get(frequency.split("-")[0], 1)
+
+
+def m4_season_len(frequency: str) -> int:
+    """Steps in the season by which the M4 competition scales errors and deseasonalises."""
+    return _M4_SEASONS.get(frequency.split("-")[0], season_len(frequency))
+
+
+def same_step(one: str, other: str) -> bool:
+    """Do two aliases mean the same step, whatever weekday or month they are anchored to?"""
+    if one.split("-")[0] == other.split("-")[0]:
+        return True
+    lengths = [_fixed_length(to_offset(alias)) for alias in (one, other)]
+    return lengths[0] is not None and lengths[0] == lengths[1]
+
+
+def _fixed_length(offset: Any) -> int | None:
+    """Nanoseconds of a step that has the same length everywhere."""
+    try:
+        return int(offset.nanos)
+    except ValueError:
+        return None
 
 
 def infer_frequency(

@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from timellama_dist.errors import DataError
+from timellama_dist.storage import Location, Place, open_place
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -22,6 +22,20 @@ class DataFile:
     row_groups: tuple[int, ...]
     """Rows of each row group."""
     sha256: str
+    first_id: str = ""
+    """The first series of which it holds rows, and the last, in the order of ids."""
+    last_id: str = ""
+    inputs: tuple[int, ...] = ()
+    """Which of the data set's inputs its rows come from, by number in `Manifest.inputs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """A file of the user's table, as it was when it was prepared."""
+
+    path: str
+    fingerprint: str
+    """Changes when the file does; empty if it was no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +52,11 @@ class Manifest:
     num_rows: int
     split: tuple[float, ...]
     """As given: three fractions, or three numbers of rows."""
+    split_by: str = "time"
+    """ "time": each series has a part in each split; "series": each series belongs to one."""
     scaler: str
-    """How channels are scaled: "standard", by each series' training part."""
+    """How channels are scaled: "standard", by each series' training part (with split_by="series",
+    by the training series together)."""
     prompt: str
     """Text about the data set; the window's lengths are added when a model is built."""
     files: tuple[DataFile, ...]
@@ -47,35 +64,41 @@ class Manifest:
     """One row a series: where its rows lie, and its scaler."""
     content_hash: str
     """SHA-256 of values, timestamps, names, split and prompt: not of how files are cut."""
-    source: tuple[str, ...]
+    inputs: tuple[InputFile, ...]
+    """The files of the table."""
+    options: dict[str, Any]
+    """How the table was read, and what was done about what was wrong with it."""
+    notes: tuple[str, ...]
+    """What was done to the table, with counts, and what is worth knowing about it."""
 
     @property
     def num_channels(self) -> int:
         return len(self.channels)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Location) -> None:
         """Write `manifest.json` into the folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        (open_place(folder) / MANIFEST_NAME).write_text(text + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Manifest":
+    def load(cls, path: Location) -> "Manifest":
         """Read and check the manifest of a prepared folder.
 
         Raises:
             DataError: no manifest, one that cannot be read, an unknown schema version, a data file
-                that is missing or of another size.
+                that is missing or of another size, storage that doesn't answer.
         """
-        folder = Path(path)
+        folder = open_place(path)
         file = folder / MANIFEST_NAME
-        try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not file.is_file():
             raise DataError(
                 f"{folder}: no {MANIFEST_NAME}, so this is not a prepared data set; "
                 "ray_jobs/prepare.py makes one of a CSV or Parquet table"
-            ) from None
-        except (OSError, ValueError) as error:
+            )
+        text = file.read_text()
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
             raise DataError(f"{file}: cannot be read: {error}") from error
         version = fields.get("schema_version") if isinstance(fields, dict) else None
         if version != SCHEMA_VERSION:
@@ -90,12 +113,13 @@ class Manifest:
         manifest._check_files(folder)
         return manifest
 
-    def _check_files(self, folder: Path) -> None:
-        for file in (self.series_file, *self.files):
+    def _check_files(self, folder: Place) -> None:
+        files = (self.series_file, *self.files)
+        sizes = folder.sizes([file.path for file in files])
+        for file, size in zip(files, sizes, strict=True):
             path = folder / file.path
-            if not path.is_file():
+            if size is None:
                 raise DataError(f"{path}: the data file is missing; prepare the data again")
-            size = path.stat().st_size
             if size != file.num_bytes:
                 raise DataError(
                     f"{path}: expected {file.num_bytes} bytes, found {size}; prepare the data again"
@@ -103,11 +127,15 @@ class Manifest:
 
 
 def _from_json(fields: dict[str, Any]) -> Manifest:
-    lists = {key: tuple(fields[key]) for key in ("channels", "split", "source")}
-    files = tuple(_file_from_json(file) for file in fields["files"])
-    series_file = _file_from_json(fields["series_file"])
-    return Manifest(**(fields | lists | {"files": files, "series_file": series_file}))
+    lists = {key: tuple(fields[key]) for key in ("channels", "split", "notes")}
+    made = {
+        "files": tuple(_file_from_json(file) for file in fields["files"]),
+        "series_file": _file_from_json(fields["series_file"]),
+        "inputs": tuple(InputFile(**one) for one in fields["inputs"]),
+    }
+    return Manifest(**(fields | lists | made))
 
 
 def _file_from_json(fields: dict[str, Any]) -> DataFile:
-    return DataFile(**(fields | {"row_groups": tuple(fields["row_groups"])}))
+    lists = {key: tuple(fields[key]) for key in ("row_groups", "inputs")}
+    return DataFile(**(fields | lists))

@@ -7,22 +7,26 @@ their tasks are in `stream.py`.
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property, lru_cache
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from timellama_dist.data.files import ID_COLUMN
 from timellama_dist.data.manifest import Manifest
+from timellama_dist.data.parsing import ID_COLUMN
 from timellama_dist.data.scaling import Scaler
+from timellama_dist.data.shuffle import fitting_chunks
+from timellama_dist.data.spans import Batch, RowSpans, WindowPlan
 from timellama_dist.data.windows import WindowIndex
 from timellama_dist.errors import ConfigError, DataError
-
-Batch = dict[str, NDArray]
+from timellama_dist.storage import Location, Place, open_place
 
 _OPEN_FILES = 16
+CACHE_BYTES = 32 << 20
+# Of all readers that a process keeps: a run over many data sets has many, with smaller caches.
+_MOST_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +34,12 @@ class ReaderSpec:
     """What it takes to open the same reader in another process."""
 
     path: str
+    """An absolute path or a URI."""
     context_len: int
     horizon: int
     split: str
     train_fraction: float
+    short_series: str
     cache_bytes: int
     content_hash: str
 
@@ -48,57 +54,64 @@ class WindowReader:
         spec: the arguments, and the content hash of the data seen.
         manifest: the data set's manifest.
         index: the split's windows.
+        first_row: global row at which each series begins, shape (series,).
+        num_rows: rows of each series, shape (series,).
         cached_bytes: bytes of scaled row groups in memory now.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: Location,
         *,
         context_len: int,
         horizon: int,
         split: str = "train",
         train_fraction: float = 1.0,
-        cache_bytes: int = 256 << 20,
+        short_series: str = "skip",
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Open the manifest and the series' table; no rows are read yet.
 
         Args:
-            path: folder of a prepared data set.
+            path: folder of a prepared data set, a local path or a URI.
             context_len: rows of past in a window (L).
             horizon: rows of target in a window (H).
             split: "train", "validation" or "test".
             train_fraction: few-shot, the first share of the training part to keep.
+            short_series: "skip" or "pad", see `WindowIndex.build`.
             cache_bytes: most bytes of scaled row groups to keep in memory.
 
         Raises:
             ConfigError: no series of the split is as long as one window.
             DataError: not a prepared data set, or a damaged one.
         """
-        self._folder = Path(path).resolve()
+        self._folder = open_place(path)
         self.manifest = Manifest.load(self._folder)
         self._read_series()
         self.index = WindowIndex.build(
-            self._num_rows,
+            self.num_rows,
             split=self.manifest.split,
             name=split,
             context_len=context_len,
             horizon=horizon,
             train_fraction=train_fraction,
+            split_by=self.manifest.split_by,
+            short_series=short_series,
         )
         if len(self.index) == 0:
             raise ConfigError(
                 f"data.context_len={context_len} + data.horizon={horizon} rows do not fit into the "
                 f"{split} part of {self.manifest.name!r}: its longest series has "
-                f"{self._num_rows.max()} rows, cut by data.split={list(self.manifest.split)} and "
+                f"{self.num_rows.max()} rows, cut by data.split={list(self.manifest.split)} and "
                 f"data.train_fraction={train_fraction}"
             )
         self.spec = ReaderSpec(
-            path=str(self._folder),
+            path=self._folder.uri,
             context_len=context_len,
             horizon=horizon,
             split=split,
             train_fraction=train_fraction,
+            short_series=short_series,
             cache_bytes=cache_bytes,
             content_hash=self.manifest.content_hash,
         )
@@ -111,7 +124,7 @@ class WindowReader:
         ]
         self._groups: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
         self.cached_bytes = 0
-        self._open_file = lru_cache(maxsize=_OPEN_FILES)(pq.ParquetFile)
+        self._open_file = lru_cache(maxsize=_OPEN_FILES)(_open_parquet)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -119,10 +132,10 @@ class WindowReader:
     def __reduce__(self) -> tuple[Callable[[ReaderSpec], "WindowReader"], tuple[ReaderSpec]]:
         return open_reader, (self.spec,)
 
-    @property
+    @cached_property
     def unique_ids(self) -> NDArray[np.object_]:
         """Name of each series, in the order of the number that `read` gives as `series`."""
-        return self._unique_ids
+        return self._series_table(ID_COLUMN).column(ID_COLUMN).to_numpy()
 
     @property
     def scaler(self) -> Scaler:
@@ -130,9 +143,19 @@ class WindowReader:
         return self._scaler
 
     @property
+    def open_chunks(self) -> int:
+        """How far this data set's training order mixes windows; see `TrainOrder`."""
+        return fitting_chunks(self.manifest.num_channels, self.spec.context_len, self.spec.horizon)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one scaled row."""
+        return 4 * self.manifest.num_channels
+
+    @property
     def window_bytes(self) -> int:
         """Bytes of one window's values."""
-        return 4 * (self.spec.context_len + self.spec.horizon) * self.manifest.num_channels
+        return (self.spec.context_len + self.spec.horizon) * self.row_bytes
 
     def read(self, window_ids: ArrayLike) -> Batch:
         """Read windows, in any order; id -1 is padding.
@@ -141,53 +164,70 @@ class WindowReader:
             window_ids: ids in [0, len(self)), or -1, shape (B,).
 
         Returns:
-            past: z-scores by the series' training part, float32, shape (B, L, C).
+            past: z-scores by the series' training part, float32, shape (B, L, C); NaN where a
+                value is missing, and before the series' first row.
             future: the same, shape (B, H, C).
             series: number of the series, int32, shape (B,).
-            start: the window's first row in its series, int64, shape (B,).
+            start: the window's first row in its series, negative if it begins before it, int64,
+                shape (B,).
             weight: 1, or 0 for padding (whose values are window 0's), float32, shape (B,).
         """
+        plan = self.plan(window_ids)
+        return plan.cut(self.rows(plan.spans), 0, len(plan))
+
+    def plan(self, window_ids: ArrayLike) -> WindowPlan:
+        """Say which rows windows need, and read none; ids as in `read`."""
         ids = np.asarray(window_ids, dtype=np.int64)
         padding = ids == -1
         series, start = self.index.locate(np.where(padding, 0, ids))
-        rows = self._gather(self._first_row[series] + start)
-        context_len = self.spec.context_len
-        return {
-            "past": np.ascontiguousarray(rows[:, :context_len]),
-            "future": np.ascontiguousarray(rows[:, context_len:]),
-            "series": series.astype(np.int32),
-            "start": start,
-            "weight": (~padding).astype(np.float32),
-        }
+        first_rows = self.first_row[series] + start
+        spans = RowSpans.of_windows(first_rows, self.spec.context_len + self.spec.horizon)
+        return WindowPlan(
+            spans=spans,
+            places=spans.places(first_rows),
+            series=series.astype(np.int32),
+            start=start,
+            weight=(~padding).astype(np.float32),
+            context_len=self.spec.context_len,
+            horizon=self.spec.horizon,
+        )
+
+    def rows(self, spans: RowSpans) -> NDArray[np.float32]:
+        """Scaled rows of spans, shape (rows, C).
+
+        A padded window of the first series begins before row 0: what stands there is never used.
+
+        Raises:
+            DataError: a row group can't be read.
+        """
+        wanted = np.maximum(spans.rows(), 0)
+        rows = np.empty((len(wanted), self.manifest.num_channels), np.float32)
+        done = 0
+        while done < len(wanted):
+            group = int(np.searchsorted(self._group_starts, wanted[done], side="right")) - 1
+            begin, end = self._group_starts[group : group + 2]
+            last = int(np.searchsorted(wanted, end))
+            # take() into place is ten times as fast as indexing; "clip" is its mode without a copy.
+            places = wanted[done:last] - begin
+            np.take(self._group(group), places, axis=0, out=rows[done:last], mode="clip")
+            done = last
+        return rows
+
+    def _series_table(self, *columns: str) -> pa.Table:
+        file = _open_parquet(self._folder / self.manifest.series_file.path)
+        return file.read(columns=list(columns))
 
     def _read_series(self) -> None:
-        table = pq.ParquetFile(self._folder / self.manifest.series_file.path).read()
+        # Without the names, which would take most of the memory of a million series.
+        table = self._series_table("mean", "std", "first_row", "num_rows")
         shape = (self.manifest.num_series, self.manifest.num_channels)
         mean, std = (
             table.column(name).combine_chunks().flatten().to_numpy().reshape(shape)
             for name in ("mean", "std")
         )
         self._scaler = Scaler(mean, std)
-        self._unique_ids = table.column(ID_COLUMN).to_numpy()
-        self._first_row = table.column("first_row").to_numpy()
-        self._num_rows = table.column("num_rows").to_numpy()
-
-    def _gather(self, first_rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """L + H rows from each of the global rows, shape (B, L + H, C)."""
-        length = self.spec.context_len + self.spec.horizon
-        rows = np.empty((len(first_rows), length, self.manifest.num_channels), np.float32)
-        groups = np.searchsorted(self._group_starts, first_rows, side="right") - 1
-        # By row, so that each group is loaded once even if the cache holds but one. A slice per
-        # window beats fancy indexing: each is one copy of consecutive memory.
-        for place in np.argsort(first_rows, kind="stable").tolist():
-            group, filled = int(groups[place]), 0
-            offset = int(first_rows[place] - self._group_starts[group])
-            while filled < length:
-                piece = self._group(group)[offset : offset + length - filled]
-                rows[place, filled : filled + len(piece)] = piece
-                filled += len(piece)
-                group, offset = group + 1, 0
-        return rows
+        self.first_row = table.column("first_row").to_numpy()
+        self.num_rows = table.column("num_rows").to_numpy()
 
     def _group(self, group: int) -> NDArray[np.float32]:
         """Scaled rows of one row group, shape (rows, C)."""
@@ -212,37 +252,59 @@ class WindowReader:
                 number, columns=channels, use_threads=False
             )
             # By name: of a channel "a", Arrow also reads its namesakes "a.b".
-            values = np.stack([table.column(name).to_numpy() for name in channels], axis=1)
+            columns = [table.column(name).to_numpy() for name in channels]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path}: row group {number} cannot be read: {error}") from error
         first, last = self._group_starts[group : group + 2]
-        if len(values) != last - first:
+        if len(table) != last - first:
             raise DataError(
-                f"{path}: row group {number} should hold {last - first} rows, found {len(values)}"
+                f"{path}: row group {number} should hold {last - first} rows, found {len(table)}"
             )
-        series = np.searchsorted(self._first_row, np.arange(first, last), side="right") - 1
+        series = np.searchsorted(self.first_row, np.arange(first, last), side="right") - 1
         if series[0] == series[-1]:
             series = series[:1]
-        scaler = Scaler(self._scaler.mean[series], self._scaler.std[series])
-        return scaler.transform(values).astype(np.float32)
+        rows = np.empty((len(table), len(channels)), np.float32)
+        # A column at a time: the float64 of a wide row group would be twice its rows.
+        for channel, values in enumerate(columns):
+            mean, std = self._scaler.mean[series, channel], self._scaler.std[series, channel]
+            rows[:, channel] = Scaler(mean, std).transform(values)
+        return rows
+
+
+def _open_parquet(place: Place) -> pq.ParquetFile:
+    # Away from here every request costs: a row group's columns are asked for together.
+    return pq.ParquetFile(place.open_input_file(), pre_buffer=not place.is_local)
 
 
 # Tasks are short and many: a worker process keeps its readers, and with them their row groups.
-@lru_cache(maxsize=4)
+_readers: OrderedDict[ReaderSpec, WindowReader] = OrderedDict()
+
+
 def open_reader(spec: ReaderSpec) -> WindowReader:
     """The process's reader of a spec, opened at the first call.
 
     Raises:
         DataError: the data set has changed since the spec was made.
     """
+    reader = _readers.pop(spec, None)
+    reader = _readers[spec] = _fresh_reader(spec) if reader is None else reader
+    while sum(kept.cache_bytes for kept in _readers) > _MOST_CACHE_BYTES and len(_readers) > 1:
+        _readers.popitem(last=False)
+    return reader
+
+
+def _fresh_reader(spec: ReaderSpec) -> WindowReader:
     reader = WindowReader(
         spec.path,
         context_len=spec.context_len,
         horizon=spec.horizon,
         split=spec.split,
         train_fraction=spec.train_fraction,
+        short_series=spec.short_series,
         cache_bytes=spec.cache_bytes,
     )
     if reader.spec.content_hash != spec.content_hash:
-        raise DataError(f"{spec.path}: the data set was prepared anew while it was in use")
+        raise DataError(
+            f"{open_place(spec.path)}: the data set was prepared anew while it was in use"
+        )
     return reader

@@ -1,57 +1,65 @@
-"""Streams windows of a prepared data set through Ray Data, a few hundred to a task.
+"""Streams windows of a prepared data set through Ray Data.
 
-The only module of `data/` that imports Ray. Nothing but integers crosses from the consumer to the
-tasks: task t works out its own window ids from a small order object, and reads them with a reader
-that its process keeps. Tasks, not actors, so that an idle pipeline holds no CPU.
+The only module of `data/` that imports Ray. Training and evaluation stream the rows of many windows
+at once, each row once, and cut windows where they are used; `window_dataset` makes a data set of
+whole windows. Nothing but integers crosses from the consumer to the tasks, which read with a reader
+that their process keeps. Tasks, not actors, so that an idle pipeline holds no CPU.
 """
 
 import logging
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import ray
 import ray.data
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from ray.data import DataContext, Dataset
 from ray.util.debug import log_once
 
-from timellama_dist.data.reader import Batch, ReaderSpec, WindowReader, open_reader
-from timellama_dist.data.windows import EvaluationOrder, ListedOrder, TrainOrder
+from timellama_dist.data.orders import EvaluationOrder, ListedOrder, TrainOrder
+from timellama_dist.data.reader import WindowReader, open_reader
+from timellama_dist.data.spans import Batch, RowSpans, WindowPlan
+from timellama_dist.storage import Location
 
 __all__ = ["WindowReader", "stream_batches", "window_dataset"]
 
 Order = TrainOrder | EvaluationOrder | ListedOrder
 
-_MOST_TASK_BYTES = 8 << 20
-_MOST_TASK_WINDOWS = 512
+_TASK_BYTES = 4 << 20
 # Ray Data makes an object of every block before the first task runs: a data set of more chunks has
 # several to a block.
 _MOST_BLOCKS = 1024
-# A stream holds two segments in its process, one in use and one being read.
-_SEGMENT_BYTES = 48 << 20
+# A stream holds the rows of two segments in its process, one in use and one being read. A bucket
+# of the training order fits: its rows are then read once.
+SEGMENT_BYTES = 128 << 20
+_SEGMENT_WINDOWS = 1 << 16
+# The first segment is small, so that the first batch comes soon.
+_FIRST_WINDOWS = 512
 
 
 def window_dataset(
-    path: str | Path,
+    path: Location,
     *,
     context_len: int,
     horizon: int,
     split: str = "train",
     train_fraction: float = 1.0,
+    short_series: str = "skip",
     window_ids: ArrayLike | None = None,
     batch_size: int = 256,
 ) -> Dataset:
     """A lazy data set of windows, one a row, in the order of `window_ids`.
 
     Args:
-        path: folder of a prepared data set.
+        path: folder of a prepared data set, a local path or a URI.
         context_len: rows of past in a window (L).
         horizon: rows of target in a window (H).
         split: "train", "validation" or "test".
         train_fraction: few-shot, the first share of the training part to keep.
+        short_series: "skip" or "pad", see `WindowIndex.build`.
         window_ids: ids to read, -1 for padding, shape (N,); default all windows in order.
         batch_size: windows that one task reads, fewer if they are large.
 
@@ -69,14 +77,26 @@ def window_dataset(
         horizon=horizon,
         split=split,
         train_fraction=train_fraction,
+        short_series=short_series,
     )
     listed = None if window_ids is None else np.asarray(window_ids, dtype=np.int64)
-    order = ListedOrder(len(reader), listed)
-    return _dataset(reader.spec, order, range(len(order)), _task_windows(reader, 1, batch_size))
+    order, spec = ListedOrder(len(reader), listed), reader.spec
+    windows = max(1, min(batch_size, _TASK_BYTES // reader.window_bytes))
+
+    def read(chunk: int) -> Batch:
+        places = range(len(order))[chunk * windows : (chunk + 1) * windows]
+        return open_reader(spec).read(order.window_ids(places))
+
+    return _dataset(read, -(-len(order) // windows), cpus_per_task=1.0)
 
 
 def stream_batches(
-    reader: WindowReader, order: Order, *, batch_size: int, cpus_per_task: float = 0.5
+    reader: WindowReader,
+    order: Order,
+    *,
+    batch_size: int,
+    cpus_per_task: float = 0.5,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> Generator[Batch, None, None]:
     """Micro-batches of one rank, in its order, from Ray Data pipelines of its own.
 
@@ -92,81 +112,95 @@ def stream_batches(
         batch_size: windows of a micro-batch; only the last may be smaller, and only where the
             order's length is not a multiple.
         cpus_per_task: a fraction leaves room for more than one consumer on a small machine.
+        segment_bytes: most bytes of one segment's rows; the stream holds two. A batch is not cut.
 
     Yields:
         Arrays as `WindowReader.read` gives them, which the caller may write to.
     """
     quieten_ray_data()
-    windows = _task_windows(reader, batch_size, _MOST_TASK_WINDOWS)
+    plans = _segments(reader, order, batch_size, segment_bytes)
 
-    def read(places: range) -> list[Batch]:
-        if not places:
-            return []
-        dataset = _dataset(reader.spec, order, places, windows, cpus_per_task=cpus_per_task)
-        blocks = dataset.iter_batches(batch_size=windows, prefetch_batches=1, batch_format="numpy")
-        # Copies: a block is a read-only view of the object store, which would stay pinned.
-        return [
-            {name: np.array(values) for name, values in block.items()}
-            for block in cast(Iterator[Batch], blocks)
-        ]
+    def read() -> tuple[WindowPlan, NDArray[np.float32]] | None:
+        plan = next(plans, None)
+        return None if plan is None else (plan, _read_rows(reader, plan.spans, cpus_per_task))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="window-stream") as pool:
-        segments = _segments(len(order), windows, reader.window_bytes)
-        ahead = pool.submit(read, next(segments, range(0)))
-        while blocks := ahead.result():
-            ahead = pool.submit(read, next(segments, range(0)))
-            for block in blocks:
-                for first in range(0, len(block["start"]), batch_size):
-                    yield {
-                        name: values[first : first + batch_size] for name, values in block.items()
-                    }
+        ahead = pool.submit(read)
+        while (segment := ahead.result()) is not None:
+            ahead = pool.submit(read)
+            plan, rows = segment
+            for first in range(0, len(plan), batch_size):
+                yield plan.cut(rows, first, first + batch_size)
 
 
-def _segments(length: int, windows: int, window_bytes: int) -> Iterator[range]:
-    """Consecutive places; the first segment is one task, so that the first batch comes soon."""
-    tasks = max(1, _SEGMENT_BYTES // (windows * window_bytes))
-    begin, size = 0, windows
-    while begin < length:
-        yield range(begin, min(begin + size, length))
-        begin, size = begin + size, windows * tasks
+def _segments(
+    reader: WindowReader, order: Order, batch_size: int, segment_bytes: int
+) -> Iterator[WindowPlan]:
+    """The whole order, in consecutive pieces."""
+    begin, most, most_rows = 0, _FIRST_WINDOWS, segment_bytes // reader.row_bytes
+    while begin < len(order):
+        plan = _fitting_plan(reader, order, begin, most, most_rows, batch_size)
+        yield plan
+        begin, most = begin + len(plan), _SEGMENT_WINDOWS
 
 
-def _task_windows(reader: WindowReader, multiple_of: int, most: int) -> int:
-    """Windows of one task: bounded in number and bytes, and whole micro-batches."""
-    windows = min(most, _MOST_TASK_BYTES // reader.window_bytes)
-    return max(windows // multiple_of, 1) * multiple_of
+def _fitting_plan(
+    reader: WindowReader, order: Order, begin: int, most: int, most_rows: int, batch_size: int
+) -> WindowPlan:
+    """At most `most` windows from place `begin` on and `most_rows` rows, but a batch at least."""
+    while True:
+        end = min(begin + max(most // batch_size, 1) * batch_size, len(order))
+        plan = reader.plan(order.window_ids(np.arange(begin, end)))
+        share = most_rows / len(plan.spans)
+        if share >= 1 or len(plan) <= batch_size:
+            return plan
+        # Fewer windows overlap less, so there may be more than one round.
+        most = int(len(plan) * min(share, 0.8))
 
 
-def _dataset(
-    spec: ReaderSpec,
-    order: Order,
-    places: range,
-    windows: int,
-    *,
-    cpus_per_task: float = 1.0,
-) -> Dataset:
-    """Windows at consecutive places of the order, `windows` of them to a row of the source."""
+def _read_rows(reader: WindowReader, spans: RowSpans, cpus_per_task: float) -> NDArray[np.float32]:
+    """Rows of spans by a pipeline of their own, shape (rows, C)."""
+    spec = reader.spec
+    size = -(-_TASK_BYTES // reader.row_bytes)
 
-    def read(chunks: Any) -> Any:
-        wanted = [places[chunk * windows : (chunk + 1) * windows] for chunk in chunks["item"]]
-        return open_reader(spec).read(order.window_ids(np.concatenate(wanted)))
+    def read(chunk: int) -> Batch:
+        part = spans.part(chunk * size, min((chunk + 1) * size, len(spans)))
+        return {"rows": open_reader(spec).rows(part)}
 
+    dataset = _dataset(read, -(-len(spans) // size), cpus_per_task=cpus_per_task)
+    # Ray keeps metrics of every data set by its id for as long as it runs, here of one a segment:
+    # its services grew by a MiB with each. No public call gives an id.
+    dataset._set_uuid(f"{spec.split}_{spec.content_hash[:12]}_{os.getpid()}")
+    blocks = dataset.iter_batches(batch_size=None, prefetch_batches=1, batch_format="numpy")
+    rows = np.empty((len(spans), reader.manifest.num_channels), np.float32)
+    filled = 0
+    # Copied at once: a block is a view of the object store, which would stay pinned.
+    for block in cast(Iterator[Batch], blocks):
+        rows[filled : filled + len(block["rows"])] = block["rows"]
+        filled += len(block["rows"])
+    assert filled == len(rows)
+    return rows
+
+
+def _dataset(read: Callable[[int], Batch], num_chunks: int, *, cpus_per_task: float) -> Dataset:
+    """What `read` makes of chunks 0, 1, ..., in order, a task a chunk."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    num_chunks = -(-len(places) // windows)
     # Not ray.data.range: its read would be one more Ray task a chunk.
     with DataContext.current(context):
         chunks = ray.data.from_items(
             list(range(num_chunks)), override_num_blocks=max(1, min(num_chunks, _MOST_BLOCKS))
         )
-        return chunks.map_batches(read, batch_size=1, num_cpus=cpus_per_task)
+        return chunks.map_batches(
+            lambda batch: read(int(batch["item"][0])), batch_size=1, num_cpus=cpus_per_task
+        )
 
 
 def quieten_ray_data() -> None:
-    """Leave Ray Data's plans and advice to its log files, in this process."""
+    """Leave Ray Data's plans, advice and errors, which it raises too, to its log files."""
     # Every validation starts a pipeline: its plan and progress belong in Ray's log files.
     log_once("ray_data_progress_manager_disabled")  # marks Ray's advice to enable bars as given
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.WARNING)
+            handler.setLevel(logging.CRITICAL)

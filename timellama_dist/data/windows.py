@@ -1,13 +1,13 @@
-"""Which rows belong to which split, and which windows each rank reads in which order.
+"""Which rows belong to which split, and which windows lie in them.
 
 Integers only: no table, no scaler, no Ray. A window is `context_len` rows of past followed by
 `horizon` rows of target; windows have stride 1 and never cross from one series into another.
+A window of a series that is too short may begin before it, with missing rows in its past.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,8 @@ from timellama_dist.errors import ConfigError
 
 IntArray = NDArray[np.int64]
 SplitName = Literal["train", "validation", "test"]
+SplitBy = Literal["time", "series"]
+ShortSeries = Literal["skip", "pad"]
 
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -46,18 +48,33 @@ def _part_ends(num_rows: ArrayLike, split: Sequence[float]) -> tuple[IntArray, I
     """Ends of the train, validation and test part of each series, each of shape (series,)."""
     rows = np.asarray(num_rows, dtype=np.int64)
     if not split_is_fractional(split):
-        if rows.size and rows.min() < sum(split):
-            raise ConfigError(
-                f"data.split {list(split)} asks for {int(sum(split))} rows, but a series has only "
-                f"{rows.min()}"
-            )
-        ends = np.cumsum([int(part) for part in split])
-        return tuple(np.full_like(rows, end) for end in ends)  # type: ignore[return-value]
+        return _part_ends_in_rows(rows, [int(part) for part in split])
     # Truncation of the float product, not rounding: published borders are int(n * 0.7).
     train = np.trunc(rows * split[0]).astype(np.int64)
     test = np.trunc(rows * split[2]).astype(np.int64)
     used = rows if sum(split) >= 1 - _EPS else np.trunc(rows * sum(split)).astype(np.int64)
     return train, used - test, used
+
+
+def _part_ends_in_rows(rows: IntArray, split: list[int]) -> tuple[IntArray, IntArray, IntArray]:
+    train, validation, test = split
+    if train == 0:
+        if validation == 0 or test == 0:
+            raise ConfigError(
+                "data.split [0, V, T] trains on all but the last V + T rows of each series: V and "
+                f"T must be above 0, got {split}"
+            )
+        ends = rows - validation - test, rows - test, rows
+        return np.maximum(ends[0], 0), np.maximum(ends[1], 0), ends[2]
+    if rows.size and rows.min() < sum(split):
+        raise ConfigError(
+            f"data.split {split} asks for {sum(split)} rows, but a series has only {rows.min()}"
+        )
+    return (
+        np.full_like(rows, train),
+        np.full_like(rows, train + validation),
+        np.full_like(rows, train + validation + test),
+    )
 
 
 def _keep_first(num_train: IntArray, context_len: int, train_fraction: float) -> IntArray:
@@ -70,15 +87,38 @@ def _keep_first(num_train: IntArray, context_len: int, train_fraction: float) ->
     return np.where(num_train > context_len, share + context_len, num_train)
 
 
-def _ranges(
+def _parts(
     num_rows: ArrayLike, split: Sequence[float], context_len: int, train_fraction: float
 ) -> dict[SplitName, tuple[IntArray, IntArray]]:
+    """Rows [begin, end) of each series' own part of each split, without the past before it."""
     train_end, validation_end, test_end = _part_ends(num_rows, split)
     return {
         "train": (np.zeros_like(train_end), _keep_first(train_end, context_len, train_fraction)),
-        "validation": (np.maximum(train_end - context_len, 0), validation_end),
-        "test": (np.maximum(validation_end - context_len, 0), test_end),
+        "validation": (train_end, validation_end),
+        "test": (validation_end, test_end),
     }
+
+
+def series_in_split(num_series: int, split: Sequence[float], name: SplitName) -> NDArray[np.bool_]:
+    """Which series belong to a split by series, shape (series,).
+
+    The first int(num_series * train share) series of a fixed random order train, the last test:
+    the borders of `split_borders`, in series instead of rows. The order depends on the number of
+    series alone.
+
+    Raises:
+        ConfigError: `split` is rows and not fractions.
+    """
+    if not split_is_fractional(split):
+        raise ConfigError(
+            "data.split must be three fractions of the number of series where data are split by "
+            f"series, got {list(split)}"
+        )
+    order = np.random.Generator(np.random.PCG64(0)).permutation(num_series)
+    begin, end = _parts(num_series, split, 0, 1.0)[name]
+    member = np.zeros(num_series, dtype=np.bool_)
+    member[order[int(begin) : int(end)]] = True
+    return member
 
 
 def split_borders(
@@ -88,8 +128,8 @@ def split_borders(
 
     Fractions (a, b, c): train gets int(n * a) rows, test the last int(n * c), validation the rest
     between them; if they sum to less than 1, rows are left over at the end. Whole numbers are rows
-    from the start. Validation and test begin `context_len` rows before their first target row,
-    so that every row of their part is forecast.
+    from the start; 0 rows of training mean all but the last b + c. Validation and test begin
+    `context_len` rows before their first target row, so that every row of their part is forecast.
 
     Args:
         num_rows: rows of the series.
@@ -102,13 +142,32 @@ def split_borders(
         ConfigError: `split` or `train_fraction` is out of bounds, or asks for more rows than
             there are.
     """
-    ranges = _ranges(num_rows, split, context_len, train_fraction)
-    return {name: (int(begin), int(end)) for name, (begin, end) in ranges.items()}
+    parts = _parts(num_rows, split, context_len, train_fraction)
+    return {
+        name: (max(int(begin) - context_len, 0), int(end)) for name, (begin, end) in parts.items()
+    }
 
 
 def train_rows(num_rows: ArrayLike, split: Sequence[float]) -> IntArray:
     """Rows of the whole training part of each series, few-shot or not: the scaler's rows."""
     return _part_ends(num_rows, split)[0]
+
+
+def fitted_context_len(num_train: IntArray, *, most: int, horizon: int, season_len: int) -> int:
+    """A context that leaves windows enough to learn from, for series nobody has looked at.
+
+    A quarter of the rows that windows may take of a training part, but at least two seasons or two
+    horizons, unless that is more than half of the rows.
+
+    Args:
+        num_train: training rows of each series; the median counts.
+        most: the longest context.
+        horizon: steps to forecast.
+        season_len: steps of the data's main season.
+    """
+    room = int(np.median(num_train)) - horizon
+    least = min(2 * max(season_len, horizon), room // 2)
+    return max(1, min(most, max(room // 4, least)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +178,13 @@ class WindowIndex:
     """
 
     first_start: IntArray
-    """First window's start row in its own series, shape (series,)."""
+    """First window's start row in its own series, negative if padded, shape (series,)."""
     cumulative: IntArray
     """Number of windows before each series, and last the total, shape (series + 1,)."""
+    num_series: int
+    """Series that the split has rows of: all, unless it is by series."""
+    num_skipped: int
+    """Those of them that are too short for a window."""
 
     @classmethod
     def build(
@@ -133,27 +196,61 @@ class WindowIndex:
         context_len: int,
         horizon: int,
         train_fraction: float = 1.0,
+        split_by: str = "time",
+        short_series: str = "skip",
     ) -> "WindowIndex":
         """Count the windows of split `name` in series of `num_rows` rows, shape (series,).
 
+        Args:
+            num_rows: rows of each series.
+            split: see `split_borders`, and `series_in_split`.
+            name: "train", "validation" or "test".
+            context_len: rows of past in a window (L).
+            horizon: rows of target in a window (H).
+            train_fraction: few-shot, see `split_borders`.
+            split_by: "time" gives each series a part in each split; "series" gives it to one split
+                whole, with windows anywhere in it.
+            short_series: "skip" counts windows that lie in their series; "pad" also those that
+                begin before its first row, with at least one row of past: for every target row
+                of a validation or test part (by time), else in series that have no full window.
+
         Raises:
-            ConfigError: an unknown split, or lengths below 1, or see `split_borders`.
+            ConfigError: an unknown choice, or lengths below 1, or see `split_borders`.
         """
-        if name not in SPLIT_NAMES:
-            raise ConfigError(f"split must be one of {', '.join(SPLIT_NAMES)}, got {name!r}")
-        for key, value in (("data.context_len", context_len), ("data.horizon", horizon)):
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
+        _check_choices(("split", name, SplitName), ("split_by", split_by, SplitBy))
+        _check_choices(("data.short_series", short_series, ShortSeries))
+        for key, length in (("data.context_len", context_len), ("data.horizon", horizon)):
+            if length < 1:
+                raise ConfigError(f"{key} must be at least 1, got {length}")
         rows = np.atleast_1d(np.asarray(num_rows, dtype=np.int64))
-        begin, end = _ranges(rows, split, context_len, train_fraction)[name]
-        counts = np.maximum(end - begin - context_len - horizon + 1, 0)
-        return cls(begin, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
+        split_name = cast(SplitName, name)
+        if split_by == "series":
+            member = series_in_split(len(rows), split, split_name)
+            fraction = train_fraction if name == "train" else 1.0
+            end = np.where(member, _keep_first(rows, context_len, fraction), 0)
+            begin = np.zeros_like(end)
+        else:
+            member = np.ones(len(rows), dtype=np.bool_)
+            begin, end = _parts(rows, split, context_len, train_fraction)[split_name]
+        # One row of past at least: of a window without any, nothing is to be said.
+        earliest = 1 - context_len if short_series == "pad" else 0
+        if name == "train" or split_by == "series":
+            first_start = np.where(end < context_len + horizon, earliest, 0)
+        else:
+            first_start = np.maximum(begin - context_len, earliest)
+        counts = np.maximum(end - first_start - context_len - horizon + 1, 0)
+        return cls(
+            first_start=first_start,
+            cumulative=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+            num_series=int(np.count_nonzero(member)),
+            num_skipped=int(np.count_nonzero(member & (counts == 0))),
+        )
 
     def __len__(self) -> int:
         return int(self.cumulative[-1])
 
     def locate(self, window_ids: IntArray) -> tuple[IntArray, IntArray]:
-        """Series and start row (counted in that series) of each window.
+        """Series and start row (counted in that series, negative if padded) of each window.
 
         Args:
             window_ids: ids in [0, len(self)), shape (B,).
@@ -174,188 +271,8 @@ class WindowIndex:
         return series, self.first_start[series] + ids - self.cumulative[series]
 
 
-# Two epochs: a global batch may straddle the border of one epoch and the next.
-@lru_cache(maxsize=2)
-def _epoch_order(num_windows: int, seed: int, epoch: int) -> IntArray:
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_windows)
-    order.flags.writeable = False
-    return order
-
-
-def sample_order(num_windows: int, seed: int, positions: ArrayLike) -> IntArray:
-    """Window ids at positions of the endless training order.
-
-    Position p lies in epoch p // num_windows. An epoch's order is a permutation of all windows
-    that depends on (seed, epoch) alone, never on workers, batches or files. It is held as 8 bytes
-    per window.
-
-    Args:
-        num_windows: windows in one epoch, at least 1.
-        seed: at least 0.
-        positions: any positions >= 0, in any order, shape (N,).
-
-    Returns:
-        Window ids, shape (N,).
-    """
-    places = np.asarray(positions, dtype=np.int64)
-    epochs, offsets = np.divmod(places, num_windows)
-    window_ids = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        window_ids[here] = _epoch_order(num_windows, seed, int(epoch))[offsets[here]]
-    return window_ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOrder:
-    """What one rank trains on in steps [first_step, last_step), a few integers to ship to a task.
-
-    Global batch g is positions [g * batch_size, (g + 1) * batch_size) of `sample_order`, cut into
-    micro-batches; micro-batch k goes to rank k % world_size. So a global batch is the same set of
-    windows whatever the world size.
-    """
-
-    num_windows: int
-    seed: int
-    batch_size: int
-    micro_batch_size: int
-    world_rank: int
-    world_size: int
-    first_step: int
-    last_step: int
-
-    def __post_init__(self) -> None:
-        if self.num_windows < 1:
-            raise ConfigError(f"cannot train on {self.num_windows} windows")
-        if self.seed < 0:
-            raise ConfigError(f"train.seed must be at least 0, got {self.seed}")
-        for key, value in (
-            ("train.batch_size", self.batch_size),
-            ("train.micro_batch_size", self.micro_batch_size),
-            ("scaling.num_workers", self.world_size),
-        ):
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
-        if self.batch_size % (self.micro_batch_size * self.world_size):
-            raise ConfigError(
-                f"train.batch_size={self.batch_size} must be a multiple of "
-                f"train.micro_batch_size={self.micro_batch_size} x "
-                f"scaling.num_workers={self.world_size}"
-            )
-        _check_rank(self.world_rank, self.world_size)
-        assert 0 <= self.first_step <= self.last_step
-
-    def __len__(self) -> int:
-        return (self.last_step - self.first_step) * (self.batch_size // self.world_size)
-
-    def positions(self, places: ArrayLike) -> IntArray:
-        """Positions of the training order at this rank's own places 0, 1, ..., len - 1."""
-        steps, inside = np.divmod(
-            np.asarray(places, dtype=np.int64), self.batch_size // self.world_size
-        )
-        turns, offsets = np.divmod(inside, self.micro_batch_size)
-        micro_batches = turns * self.world_size + self.world_rank
-        batches = self.first_step + steps
-        return batches * self.batch_size + micro_batches * self.micro_batch_size + offsets
-
-    def window_ids(self, places: ArrayLike) -> IntArray:
-        """Window ids at this rank's own places, in the order in which it consumes them."""
-        return sample_order(self.num_windows, self.seed, self.positions(places))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOrder:
-    """One rank's share of an exact evaluation: each window once over all ranks.
-
-    Batch j of the rank is the windows of batch j * world_size + world_rank of the split, in id
-    order. All ranks have equally many batches and all batches are full: ids of -1 pad the end.
-    """
-
-    num_windows: int
-    batch_size: int
-    world_rank: int
-    world_size: int
-
-    def __post_init__(self) -> None:
-        for key, value in (
-            ("train.micro_batch_size", self.batch_size),
-            ("scaling.num_workers", self.world_size),
-        ):
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
-        _check_rank(self.world_rank, self.world_size)
-
-    @property
-    def num_batches(self) -> int:
-        """Batches per rank, the same for every rank."""
-        return -(-self.num_windows // (self.batch_size * self.world_size))
-
-    def __len__(self) -> int:
-        return self.num_batches * self.batch_size
-
-    def window_ids(self, places: ArrayLike) -> IntArray:
-        """Window ids, -1 for padding, at this rank's own places."""
-        batches, offsets = np.divmod(np.asarray(places, dtype=np.int64), self.batch_size)
-        ids = (batches * self.world_size + self.world_rank) * self.batch_size + offsets
-        return np.where(ids < self.num_windows, ids, -1)
-
-
-@dataclass(frozen=True, eq=False)
-class ListedOrder:
-    """Window ids listed one by one; `window_ids=None` means all of `num_windows` in id order."""
-
-    num_windows: int
-    listed: IntArray | None = None
-
-    def __len__(self) -> int:
-        return self.num_windows if self.listed is None else len(self.listed)
-
-    def window_ids(self, places: ArrayLike) -> IntArray:
-        """Window ids at places of the list."""
-        index = np.asarray(places, dtype=np.int64)
-        return index if self.listed is None else self.listed[index]
-
-
-def _check_rank(world_rank: int, world_size: int) -> None:
-    if not 0 <= world_rank < world_size:
-        raise ConfigError(f"rank must be in [0, {world_size}), got {world_rank}")
-
-
-def rank_positions(
-    first_step: int,
-    last_step: int,
-    *,
-    batch_size: int,
-    micro_batch_size: int,
-    world_rank: int,
-    world_size: int,
-) -> IntArray:
-    """Positions that one rank consumes in steps [first_step, last_step); see `TrainOrder`.
-
-    Raises:
-        ConfigError: train.batch_size is not a multiple of the micro-batches of all ranks.
-    """
-    order = TrainOrder(
-        num_windows=1,
-        seed=0,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        world_rank=world_rank,
-        world_size=world_size,
-        first_step=first_step,
-        last_step=last_step,
-    )
-    return order.positions(np.arange(len(order)))
-
-
-def evaluation_windows(
-    num_windows: int, *, batch_size: int, world_rank: int, world_size: int
-) -> IntArray:
-    """Window ids of one rank's evaluation, -1 for padding; see `EvaluationOrder`."""
-    order = EvaluationOrder(
-        num_windows=num_windows,
-        batch_size=batch_size,
-        world_rank=world_rank,
-        world_size=world_size,
-    )
-    return order.window_ids(np.arange(len(order)))
+def _check_choices(*choices: tuple[str, str, object]) -> None:
+    for key, value, literal in choices:
+        known = get_args(literal)
+        if value not in known:
+            raise ConfigError(f"{key} must be one of {', '.join(known)}, got {value!r}")

@@ -37,9 +37,9 @@ def test_rows_lie_series_by_series_across_files_and_row_groups(tmp_path, source)
 
 def test_each_series_has_its_place_and_its_training_part_s_scaler(tmp_path, source):
     table = read_table(source)
-    write_prepared(table, tmp_path / "out", split=(0.6, 0.2, 0.2))
+    manifest = write_prepared(table, tmp_path / "out", split=(0.6, 0.2, 0.2))
 
-    rows = pq.read_table(tmp_path / "out/series.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "out" / manifest.series_file.path).to_pylist()
     assert [(row["unique_id"], row["first_row"], row["num_rows"]) for row in rows] == [
         ("x", 0, 60),
         ("y", 60, 45),
@@ -57,7 +57,7 @@ def test_the_manifest_loads_as_it_was_written(tmp_path, source):
     assert Manifest.load(tmp_path / "out") == manifest
     assert (manifest.name, manifest.prompt, manifest.frequency) == ("n", "p", "h")
     assert (manifest.num_series, manifest.num_rows, manifest.season_len) == (2, 105, 24)
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["schema_version"] == 2
 
 
 def test_the_default_prompt_describes_the_table(tmp_path, source):
@@ -136,7 +136,9 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path, source):
 
 
 def test_a_series_without_training_rows_is_refused(tmp_path, source):
-    message = r"data.split \[0, 0, 1\] leaves no training row in series 'x' of 60 rows"
+    message = (
+        r"nothing is left to train on: 2 series dropped that data.split \[0, 0, 1\] leaves no .*'x'"
+    )
     with pytest.raises(ConfigError, match=message):
         prepare(source, tmp_path / "out", split=(0, 0, 1))
     assert not (tmp_path / "out").exists()
@@ -157,11 +159,11 @@ def test_loading_refuses_what_is_not_whole(tmp_path, source):
     part = out / manifest.files[0].path
     whole = part.read_bytes()
     part.write_bytes(whole[:-1])
-    message = rf"part-00000.parquet: expected {len(whole)} bytes, found {len(whole) - 1}"
+    message = rf"{part.name}: expected {len(whole)} bytes, found {len(whole) - 1}"
     with pytest.raises(DataError, match=message):
         Manifest.load(out)
     part.unlink()
-    with pytest.raises(DataError, match=r"part-00000.parquet: the data file is missing"):
+    with pytest.raises(DataError, match=rf"{part.name}: the data file is missing"):
         Manifest.load(out)
 
 
@@ -169,9 +171,9 @@ def test_loading_refuses_what_is_not_whole(tmp_path, source):
     ("text", "message"),
     [
         ("{", "manifest.json: cannot be read"),
-        ("[]", "manifest.json: schema_version must be 1, got None"),
-        ('{"schema_version": 2}', "manifest.json: schema_version must be 1, got 2; prepare the"),
-        ('{"schema_version": 1}', "manifest.json: damaged: 'channels'"),
+        ("[]", "manifest.json: schema_version must be 2, got None"),
+        ('{"schema_version": 1}', "manifest.json: schema_version must be 2, got 1; prepare the"),
+        ('{"schema_version": 2}', "manifest.json: damaged: 'channels'"),
     ],
 )
 def test_loading_refuses_a_strange_manifest(tmp_path, text, message):

@@ -1,12 +1,18 @@
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
+from timellama_dist.data import reader as reader_module
+from timellama_dist.data.manifest import Manifest
 from timellama_dist.data.prepare import write_prepared
-from timellama_dist.data.reader import WindowReader
+from timellama_dist.data.reader import WindowReader, open_reader
 from timellama_dist.data.table import read_table
 from timellama_dist.data.windows import SPLIT_NAMES, split_borders
 from timellama_dist.errors import ConfigError, DataError
@@ -133,6 +139,20 @@ def test_a_pickled_reader_reads_the_same_and_carries_no_data(wide):
     np.testing.assert_array_equal(copies[0].read([3, 4])["past"], expected["past"])
 
 
+def test_a_process_keeps_readers_while_their_caches_are_small(wide, monkeypatch):
+    monkeypatch.setattr(reader_module, "_readers", OrderedDict())
+    monkeypatch.setattr(reader_module, "_MOST_CACHE_BYTES", 3000)
+    specs = [
+        WindowReader(wide[0], split=split, cache_bytes=size, **LENGTHS).spec
+        for split, size in (("train", 1000), ("validation", 1000), ("test", 2000))
+    ]
+    train, validation = open_reader(specs[0]), open_reader(specs[1])
+    assert open_reader(specs[0]) is train
+    open_reader(specs[2])  # now too much is kept: the reader used longest ago goes
+    assert open_reader(specs[0]) is train
+    assert open_reader(specs[1]) is not validation
+
+
 def test_channels_whose_names_have_dots_are_not_mixed_up(tmp_path, make_frame):
     frame = make_frame(60).rename(columns={"b": "a.b"})
     frame.to_csv(tmp_path / "t.csv", index=False)
@@ -164,12 +184,67 @@ def test_windows_longer_than_a_split_are_refused(wide):
 
 
 def test_a_row_group_that_is_damaged_is_named(wide):
-    path = wide[0] / "data/part-00001.parquet"
+    path = sorted((wide[0] / "data").iterdir())[1]
     text = bytearray(path.read_bytes())
     # Leaves size and footer as they are.
     text[4:400] = bytes(396)
     path.write_bytes(text)
     reader = WindowReader(wide[0], **LENGTHS)
 
-    with pytest.raises(DataError, match=r"part-00001.parquet: row group \d+ cannot be read"):
+    with pytest.raises(DataError, match=r"-00001.parquet: row group \d+ cannot be read"):
         reader.read(np.arange(len(reader)))
+
+
+@pytest.mark.parametrize("split", SPLIT_NAMES)
+def test_rows_before_a_padded_series_are_missing(long, split):
+    path, frames = long
+    # 120, 9, 90, 200 and 61 rows, of which 60 % train: most are shorter than 80 + 5 rows.
+    reader = WindowReader(path, context_len=80, horizon=5, split=split, short_series="pad")
+    batch = reader.read(np.arange(len(reader)))
+
+    assert batch["start"].min() < 0
+    for series, start, past, future in zip(
+        batch["series"], batch["start"], batch["past"], batch["future"], strict=True
+    ):
+        values = frames[series].to_numpy()
+        train = values[: int(len(values) * SPLIT[0])]
+        scaled = (values - train.mean(axis=0)) / train.std(axis=0)
+        whole = np.vstack([np.full((80, 2), np.nan), scaled])[80 + start : 80 + start + 85]
+        np.testing.assert_allclose(past, whole[:80], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(future, whole[80:], rtol=1e-5, atol=1e-5)
+        assert np.isfinite(past[-1]).all()
+
+
+def test_missing_values_stay_missing_and_spoil_no_neighbours(wide, monkeypatch):
+    path, frames = wide
+    for file in sorted((path / "data").iterdir()):
+        table = pq.read_table(file)
+        holes = pa.array([None if row % 7 == 0 else 1.0 for row in range(len(table))])
+        column = pa.compute.multiply(table["a"], holes)
+        pq.write_table(table.set_column(2, "a", column), file, row_group_size=8)
+    monkeypatch.setattr(Manifest, "_check_files", lambda *_: None)
+    reader = WindowReader(path, **LENGTHS)
+    past = reader.read(np.arange(len(reader)))["past"]
+
+    expected = all_windows(frames, "train")[:, :12].copy()
+    # Three files of 110, 110 and 80 rows.
+    rows = np.arange(len(reader))[:, None] + np.arange(12)
+    expected[rows % 110 % 7 == 0, 0] = np.nan
+    np.testing.assert_allclose(past, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_split_by_series_reads_whole_series(long):
+    path, frames = long
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace('"split_by": "time"', '"split_by": "series"'))
+    reader = WindowReader(path, split="train", **LENGTHS)
+    batch = reader.read(np.arange(len(reader)))
+
+    # Three of five train; numpy's generator of seed 0 says which.
+    members = np.random.default_rng(0).permutation(5)[:3]
+    expected = [
+        (series, start)
+        for series in sorted(members.tolist())
+        for start in range(len(frames[series]) - 17 + 1)
+    ]
+    assert list(zip(batch["series"].tolist(), batch["start"].tolist(), strict=True)) == expected

@@ -32,3 +32,30 @@ def test_inverse_undoes_transform_at_any_leading_shape():
 def test_values_whose_variance_overflows_are_refused():
     with pytest.raises(DataError, match="their standard deviation overflows float64"):
         Scaler.fit(np.array([[1e300], [-1e300]]))
+
+
+def test_missing_values_take_no_part():
+    values = np.random.default_rng(0).normal(5, 3, size=(50, 3))
+    values[np.random.default_rng(1).random(values.shape) < 0.3] = np.nan
+    values[:, 2] = 7.0
+    values[::2, 2] = np.nan
+
+    scaler = Scaler.fit(values)
+
+    np.testing.assert_allclose(scaler.mean, np.nanmean(values, axis=0))
+    np.testing.assert_allclose(scaler.std[:2], np.nanstd(values, axis=0)[:2])
+    assert scaler.std[2] == 1.0
+    np.testing.assert_array_equal(np.isnan(scaler.transform(values)), np.isnan(values))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_channel_without_observed_values_counts_as_a_constant_0():
+    scaler = Scaler.fit(np.array([[np.nan, 1.0], [np.nan, 3.0]]))
+
+    assert scaler.mean.tolist() == [0.0, 2.0]
+    assert scaler.std.tolist() == [1.0, 1.0]
+
+
+def test_missing_values_do_not_hide_an_overflow():
+    with pytest.raises(DataError, match="their standard deviation overflows float64"):
+        Scaler.fit(np.array([[1e300], [np.nan], [-1e300]]))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from timellama_dist.data.options import TableOptions
 from timellama_dist.data.table import read_table
 from timellama_dist.errors import ConfigError, DataError
 
@@ -79,7 +80,7 @@ def test_a_long_table_s_series_can_be_channels(tmp_path, make_frame):
     frames = {"x": make_frame(30, seed=1), "y": make_frame(30, seed=2)}
     to_long(frames).to_parquet(tmp_path / "t.parquet")
 
-    table = read_table(tmp_path / "t.parquet", series="channels")
+    table = read_table(tmp_path / "t.parquet", TableOptions(series="channels"))
 
     assert table.channels == ("x:a", "x:b", "y:a", "y:b")
     expected = np.hstack([frame[["a", "b"]].to_numpy() for frame in frames.values()])
@@ -99,21 +100,21 @@ def test_channels_of_different_times_are_refused(tmp_path, make_frame):
         "differs, number 1, is 2024-01-01 01:00:00 in 'y' and 2024-01-01 00:00:00 in 'x'"
     )
     with refused(tmp_path / "t.parquet", message):
-        read_table(tmp_path / "t.parquet", series="channels")
+        read_table(tmp_path / "t.parquet", TableOptions(series="channels"))
 
 
 def test_channels_of_different_lengths_are_refused(tmp_path, make_frame):
     to_long({"x": make_frame(30), "y": make_frame(29)}).to_parquet(tmp_path / "t.parquet")
 
     with pytest.raises(DataError, match="number 30, is no row in 'y' and 2024-01-02 05:00:00 in"):
-        read_table(tmp_path / "t.parquet", series="channels")
+        read_table(tmp_path / "t.parquet", TableOptions(series="channels"))
 
 
 def test_chosen_columns_come_in_the_order_asked_for(tmp_path, make_frame):
     frame = make_frame(30, columns="abc").assign(label="text")
     frame.to_parquet(tmp_path / "t.parquet")
 
-    table = read_table(tmp_path / "t.parquet", columns=["c", "a"])
+    table = read_table(tmp_path / "t.parquet", TableOptions(columns=("c", "a")))
 
     assert table.channels == ("c", "a")
     np.testing.assert_array_equal(table.series[0].values, frame[["c", "a"]].to_numpy())
@@ -123,11 +124,11 @@ def test_a_chosen_column_that_is_not_there_is_refused(tmp_path):
     path = write(tmp_path, hours(1, 2, 3))
 
     with refused(path, "no value column 'z' (data.columns); there are ['a']"):
-        read_table(path, columns=["z"])
+        read_table(path, TableOptions(columns=("z",)))
     with pytest.raises(
         ConfigError, match=r"data.columns must name each column once, got \['a', 'a'"
     ):
-        read_table(path, columns=["a", "a"])
+        read_table(path, TableOptions(columns=("a", "a")))
 
 
 @pytest.mark.parametrize("name", ["Date", "timestamp", "time", "ds"])
@@ -189,9 +190,23 @@ KEEP = "keep the rows as they stand with data.timestamps=ignore"
             "row 3: column 'a' holds 'x', which is not a number (2 such rows)",
         ),
         (
+            "date,a\n2024-01-01,\"0,5\"\n2024-01-02,\"1,5\"\n",
+            "row 1: column 'a' holds '0,5', which is not a number (2 such rows); write decimals "
+            "with a point",
+        ),
+        (
+            "id,date,a\nx,2024-01-01,1\nx,2024-01-02,1\n",
+            "row 1: column 'id' holds 'x', which is not a number (2 such rows); if it names "
+            "series, call it unique_id",
+        ),
+        (
+            "date;a\n2024-01-01;0,5\n",
+            "the first line is one column, 'date;a': separate the columns by commas",
+        ),
+        (
             hours(1, "", 3, "NaN"),
             "row 2: column 'a' is empty or NaN (2 rows of the column are empty, NaN or infinite); "
-            "fill or drop them",
+            "fill or drop them, or say what becomes of them: data.missing",
         ),
         (
             hours(1, 2, "-inf"),
@@ -205,12 +220,13 @@ KEEP = "keep the rows as they stand with data.timestamps=ignore"
         ),
         (
             "date,a\n2024-01-01,1\n2024-01-02,1\n2024-01-02,1\n2024-01-02,1\n",
-            "row 3: duplicate timestamp 2024-01-02 00:00:00 (2 such rows); remove it, or " + KEEP,
+            "row 3: duplicate timestamp 2024-01-02 00:00:00 (2 such rows); remove it, or "
+            f"{KEEP}, or one of them: data.duplicates",
         ),
         (
             "date,a\n2024-01-01,1\n2024-01-02,1\n2024-01-05,1\n2024-01-06,1\n2024-01-07,1\n",
             "row 3: irregular step: 2024-01-02 00:00:00 is followed by 2024-01-05 00:00:00 where "
-            f"the step is 'D' (1 such in the table); fill the gaps, or {KEEP}",
+            f"the step is 'D' (1 such in the table); fill the gaps (data.gaps=reindex), or {KEEP}",
         ),
         ("date,a\n2024-01-01,1\n", "no series has two timestamps, so there is no step to learn"),
         ("unique_id,ds,y\nx,2024-01-01,1\n,2024-01-02,1\n", "row 2: column 'unique_id' is empty "
@@ -254,7 +270,7 @@ def test_ignored_timestamps_keep_every_row(tmp_path):
     text = "date,a\n2024-01-01,1\n2024-01-02,2\n2024-01-02,3\n2024-01-09,4\n2024-01-10,5\n"
     path = write(tmp_path, text)
 
-    table = read_table(path, timestamps="ignore")
+    table = read_table(path, TableOptions(timestamps="ignore"))
 
     assert table.series[0].values[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert table.frequency == "D"
@@ -312,6 +328,6 @@ def test_an_unknown_choice_is_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"data.series must be one of separate, channels, got 'x'"
     ):
-        read_table(tmp_path, series="x")
+        read_table(tmp_path, TableOptions(series="x"))
     with pytest.raises(ConfigError, match=r"data.timestamps must be one of check, ignore, got 'x'"):
-        read_table(tmp_path, timestamps="x")
+        read_table(tmp_path, TableOptions(timestamps="x"))

@@ -1,16 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from timellama_dist.data.windows import (
-    EvaluationOrder,
-    ListedOrder,
-    TrainOrder,
     WindowIndex,
-    evaluation_windows,
-    rank_positions,
-    sample_order,
+    fitted_context_len,
+    series_in_split,
     split_borders,
     train_rows,
 )
@@ -149,136 +145,161 @@ def test_a_length_below_one_is_refused():
         WindowIndex.build([50], split=(1, 0, 0), name="train", context_len=5, horizon=0)
 
 
-@given(num_windows=st.integers(1, 200), seed=st.integers(0, 2**32), epoch=st.integers(0, 50))
-def test_each_epoch_is_a_permutation_of_all_windows(num_windows, seed, epoch):
-    ids = sample_order(num_windows, seed, epoch * num_windows + np.arange(num_windows))
-
-    assert sorted(ids.tolist()) == list(range(num_windows))
-
-
-def test_epochs_and_seeds_differ():
-    first, second = sample_order(100, 0, np.arange(200)).reshape(2, 100)
-
-    assert (first != second).any()
-    assert (first != sample_order(100, 1, np.arange(100))).any()
+def test_no_rows_of_training_mean_all_but_the_last():
+    assert split_borders(100, (0, 6, 8), 10) == {
+        "train": (0, 86),
+        "validation": (76, 92),
+        "test": (82, 100),
+    }
+    # Shorter than validation and test together, and than test alone.
+    assert split_borders(11, (0, 6, 8), 10)["validation"] == (0, 3)
+    assert split_borders(5, (0, 6, 8), 10)["test"] == (0, 5)
+    assert train_rows([100, 14, 5], (0, 6, 8)).tolist() == [86, 0, 0]
 
 
-def test_any_position_can_be_asked_for_alone():
-    whole = sample_order(30, 7, np.arange(300))
-    places = np.array([299, 0, 31, 31, 150])
-
-    assert sample_order(30, 7, places).tolist() == whole[places].tolist()
-
-
-def test_the_order_is_numpy_s_permutation_of_seed_and_epoch():
-    expected = np.random.Generator(np.random.PCG64(np.random.SeedSequence([5, 2]))).permutation(40)
-
-    assert sample_order(40, 5, 80 + np.arange(40)).tolist() == expected.tolist()
-
-
-@settings(max_examples=50)
-@given(
-    micro=st.integers(1, 5),
-    turns=st.integers(1, 3),
-    world_size=st.sampled_from([1, 2, 3, 6]),
-    first=st.integers(0, 5),
-    steps=st.integers(1, 4),
-)
-def test_a_global_batch_is_the_same_set_at_every_world_size(micro, turns, world_size, first, steps):
-    batch_size = micro * turns * 6
-    shares = [
-        rank_positions(
-            first,
-            first + steps,
-            batch_size=batch_size,
-            micro_batch_size=micro,
-            world_rank=rank,
-            world_size=world_size,
-        )
-        for rank in range(world_size)
-    ]
-    by_step = np.concatenate([share.reshape(steps, -1) for share in shares], axis=1)
-
-    expected = first * batch_size + np.arange(steps * batch_size).reshape(steps, batch_size)
-    assert np.sort(by_step, axis=1).tolist() == expected.tolist()
-
-
-def test_micro_batches_are_dealt_to_ranks_in_turn():
-    shares = [
-        rank_positions(1, 2, batch_size=12, micro_batch_size=2, world_rank=rank, world_size=3)
-        for rank in range(3)
-    ]
-
-    assert [share.tolist() for share in shares] == [
-        [12, 13, 18, 19],
-        [14, 15, 20, 21],
-        [16, 17, 22, 23],
-    ]
-
-
-def test_a_resumed_rank_goes_on_where_it_would_have_been():
-    def order(first_step):
-        return TrainOrder(
-            num_windows=50,
-            seed=3,
-            batch_size=8,
-            micro_batch_size=2,
-            world_rank=1,
-            world_size=2,
-            first_step=first_step,
-            last_step=20,
-        )
-
-    whole, resumed = order(0), order(13)
-
-    expected = whole.window_ids(np.arange(len(whole)))[13 * 4 :]
-    assert resumed.window_ids(np.arange(len(resumed))).tolist() == expected.tolist()
-
-
-def test_a_batch_that_ranks_cannot_share_is_refused():
-    message = (
-        r"train.batch_size=32 must be a multiple of train.micro_batch_size=8 x "
-        r"scaling.num_workers=3"
-    )
+@pytest.mark.parametrize("split", [(0, 0, 5), (0, 5, 0)])
+def test_all_but_no_last_rows_is_refused(split):
+    message = r"V and T must be above 0, got \[0, \d, \d\]"
     with pytest.raises(ConfigError, match=message):
-        rank_positions(0, 1, batch_size=32, micro_batch_size=8, world_rank=0, world_size=3)
+        split_borders(100, split, 10)
+
+
+def enumerated(rows, split, name, context_len, horizon):
+    """Every padded or full window by the rule: each target of H rows with a row of past."""
+    windows = []
+    for series, num_rows in enumerate(rows):
+        train = num_rows - split[1] - split[2] if split[0] == 0 else int(num_rows * split[0])
+        test = num_rows - split[2] if split[0] == 0 else num_rows - int(num_rows * split[2])
+        begin, end = {
+            "train": (0, max(train, 0)),
+            "validation": (max(train, 0), max(test, 0)),
+            "test": (max(test, 0), num_rows),
+        }[name]
+        targets = range(max(begin, 1), end - horizon + 1)
+        full = [target for target in targets if target >= context_len]
+        if name == "train" and full:
+            targets = full
+        windows += [(series, target - context_len) for target in targets]
+    return windows
 
 
 @given(
-    num_windows=st.integers(1, 300),
-    batch_size=st.integers(1, 20),
-    world_size=st.integers(1, 3),
+    rows=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    split=st.sampled_from([(0.6, 0.2, 0.2), (0, 4, 6), (0, 1, 1)]),
+    name=st.sampled_from(["train", "validation", "test"]),
+    context_len=st.integers(1, 12),
+    horizon=st.integers(1, 8),
 )
-def test_evaluation_reads_each_window_once_in_full_equal_batches(
-    num_windows, batch_size, world_size
+def test_padding_gives_each_target_row_of_a_short_series_a_window(
+    rows, split, name, context_len, horizon
 ):
-    shares = [
-        evaluation_windows(
-            num_windows, batch_size=batch_size, world_rank=rank, world_size=world_size
+    index = WindowIndex.build(
+        rows,
+        split=split,
+        name=name,
+        context_len=context_len,
+        horizon=horizon,
+        short_series="pad",
+    )
+    series, starts = index.locate(np.arange(len(index)))
+    found = list(zip(series.tolist(), starts.tolist(), strict=True))
+
+    assert found == enumerated(rows, split, name, context_len, horizon)
+    assert index.num_skipped == len(rows) - len(set(series.tolist()))
+
+
+def test_series_too_short_for_a_window_are_counted():
+    index = WindowIndex.build(
+        [20, 9, 100, 10], split=(1, 0, 0), name="train", context_len=6, horizon=4
+    )
+
+    assert (index.num_series, index.num_skipped) == (4, 1)
+
+
+@given(num_series=st.integers(1, 300), split=fractions)
+def test_a_split_by_series_gives_each_series_to_one_split(num_series, split):
+    members = {
+        name: series_in_split(num_series, split, name) for name in ("train", "validation", "test")
+    }
+    counts = {name: int(member.sum()) for name, member in members.items()}
+
+    # The same borders as of a series of as many rows.
+    train, test = int(num_series * split[0]), int(num_series * split[2])
+    used = num_series if sum(split) > 0.99 else int(num_series * sum(split))
+    assert counts == {"train": train, "validation": used - test - train, "test": test}
+    assert np.sum(list(members.values()), axis=0).max() <= 1
+
+
+def test_a_split_by_series_mixes_them_and_never_changes():
+    train = np.flatnonzero(series_in_split(1000, (0.5, 0.25, 0.25), "train"))
+
+    assert train.tolist() == sorted(np.random.default_rng(0).permutation(1000)[:500].tolist())
+
+
+def test_a_series_of_a_split_by_series_has_windows_anywhere_in_it():
+    rows = [30, 7, 30, 30]
+    found = {}
+    for name in ("train", "validation", "test"):
+        index = WindowIndex.build(
+            rows, split=(0.5, 0.25, 0.25), name=name, context_len=5, horizon=3, split_by="series"
         )
-        for rank in range(world_size)
-    ]
+        series, starts = index.locate(np.arange(len(index)))
+        for number in set(series.tolist()):
+            found[number] = starts[series == number].tolist()
+        assert index.num_series == {"train": 2, "validation": 1, "test": 1}[name]
 
-    assert len({len(share) for share in shares}) == 1
-    assert len(shares[0]) % batch_size == 0
-    ids = np.concatenate(shares)
-    assert sorted(ids[ids >= 0].tolist()) == list(range(num_windows))
-    assert (ids >= -1).all()
-    # No rank has a batch more than the windows need.
-    assert len(ids) - num_windows < batch_size * world_size
+    assert found == {number: list(range(23)) for number in (0, 2, 3)}
 
 
-@given(num_windows=st.integers(1, 60), data=st.data())
-def test_orders_answer_for_any_places(num_windows, data):
-    order = EvaluationOrder(num_windows=num_windows, batch_size=4, world_rank=1, world_size=2)
-    assume(len(order))
-    places = np.array(data.draw(st.lists(st.integers(0, len(order) - 1), max_size=10)), dtype=int)
+def test_a_short_series_of_a_split_by_series_is_padded_in_any_split():
+    index = WindowIndex.build(
+        [7, 30],
+        split=(0.0, 0.0, 1.0),
+        name="test",
+        context_len=5,
+        horizon=3,
+        split_by="series",
+        short_series="pad",
+    )
+    series, starts = index.locate(np.arange(len(index)))
 
-    whole = order.window_ids(np.arange(len(order)))
-    assert order.window_ids(places).tolist() == whole[places].tolist()
+    # 7 rows: targets begin at rows 1 to 4, five rows after the start.
+    assert starts[series == 0].tolist() == [-4, -3, -2, -1]
+    assert starts[series == 1].tolist() == list(range(23))
 
 
-def test_a_listed_order_is_its_list():
-    assert ListedOrder(9).window_ids(np.array([3, 8])).tolist() == [3, 8]
-    assert len(ListedOrder(9, np.array([5, 2]))) == 2
-    assert ListedOrder(9, np.array([5, 2])).window_ids(np.array([1, 0])).tolist() == [2, 5]
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split_by": "space"}, "split_by must be one of time, series, got 'space'"),
+        ({"short_series": "cut"}, r"data.short_series must be one of skip, pad, got 'cut'"),
+        (
+            {"split_by": "series", "split": (50, 20, 20)},
+            r"data.split must be three fractions of the number of series where data are split by "
+            r"series, got \[50, 20, 20\]",
+        ),
+    ],
+)
+def test_an_unknown_way_to_split_is_refused(changes, message):
+    arguments = {"split": (0.7, 0.1, 0.2), "name": "train", "context_len": 5, "horizon": 5}
+    with pytest.raises(ConfigError, match=message):
+        WindowIndex.build([100] * 9, **(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "horizon", "season_len", "expected"),
+    [
+        (34560, 96, 96, 512),  # long: as asked for
+        (676, 24, 52, 163),  # a quarter of the room
+        (144, 12, 12, 33),
+        (120, 12, 24, 48),  # two seasons
+        (60, 20, 1, 20),  # two horizons would be more than half of the room
+        (12, 11, 1, 1),
+        (3, 5, 7, 1),
+    ],
+)
+def test_a_fitted_context_suits_the_length_of_the_series(rows, horizon, season_len, expected):
+    found = fitted_context_len(
+        np.array([rows, 10**6, 1]), most=512, horizon=horizon, season_len=season_len
+    )
+    assert found == expected

@@ -1,0 +1,106 @@
+"""What is wrong with a table, or worth knowing: counted by kind and channel, first example kept."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from timellama_dist.errors import DataError
+
+KINDS = (
+    "time",
+    "time zone",
+    "id",
+    "number",
+    "empty",
+    "order",
+    "duplicate",
+    "frequency",
+    "gap",
+    "grid",
+    "unfilled",
+    "channels",
+    "filled",
+    "inserted",
+    "dropped",
+    "untrained",
+    "constant",
+    "outlier",
+)
+"""In the order in which they are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One kind of thing found in one channel, or in the times or ids."""
+
+    kind: str
+    message: str
+    """Of the first; "{count}" stands for how many there are."""
+    count: int
+    row: int
+    """Where the first lies; the lowest is the one that is told."""
+    fatal: bool
+    """The table can't be prepared as it is."""
+    channel: str | None = None
+
+    def text(self, *, complete: bool = True) -> str:
+        """The message; `complete` says that the whole table was counted."""
+        return self.message.replace("{count}", f"{'' if complete else 'at least '}{self.count}")
+
+
+class Findings:
+    """Findings of many parts of a table, added up."""
+
+    def __init__(self, findings: Iterable[Finding] = ()) -> None:
+        self._found: dict[tuple[str, str | None, bool], Finding] = {}
+        self.extend(findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(sorted(self._found.values(), key=lambda one: (KINDS.index(one.kind), one.row)))
+
+    def add(
+        self,
+        kind: str,
+        message: str,
+        *,
+        count: int,
+        row: int,
+        fatal: bool = True,
+        channel: str | None = None,
+    ) -> None:
+        """Add what a part of the table holds."""
+        self.extend(
+            [
+                Finding(
+                    kind=kind, message=message, count=count, row=row, fatal=fatal, channel=channel
+                )
+            ]
+        )
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """Add the findings of another part."""
+        for one in findings:
+            key = (one.kind, one.channel, one.fatal)
+            known = self._found.get(key)
+            if known is not None:
+                first = one if one.row < known.row else known
+                one = replace(first, count=known.count + one.count)
+            self._found[key] = one
+
+    @property
+    def fatal(self) -> list[Finding]:
+        """What forbids to prepare the table."""
+        return [one for one in self if one.fatal]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What was done to the table, or is worth knowing."""
+        return [one for one in self if not one.fatal]
+
+    def refuse(self, *, complete: bool = True) -> None:
+        """Raise the first fatal finding, if there is one.
+
+        Raises:
+            DataError: with its message.
+        """
+        if fatal := self.fatal:
+            raise DataError(fatal[0].text(complete=complete))
