@@ -1,22 +1,35 @@
-"""What a forecaster must beat: the last season repeated, and one linear map.
+"""What a forecaster must beat without fitting anything; the linear map is `engine.linear`'s.
 
-Both see the very windows that the model sees. NumPy only.
+Both see the very windows that the model sees. Where a value of the past is missing (NaN) they see
+the last one before it (`fill_missing`). NumPy only.
 
 Shapes: B batch, L context, H horizon, C channels.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
 
-RIDGE_STRENGTHS = (1e1, 1e2, 1e3, 1e4, 3e4, 1e5)
+
+def fill_missing(past_BLC: FloatArray) -> FloatArray:
+    """Replace each NaN by the last observed value before it in its window and channel.
+
+    Leading ones get the first observed value; a channel without any gets 0, the training part's
+    mean in z-scores. The array itself is returned where nothing is missing.
+    """
+    missing_BLC = np.isnan(past_BLC)
+    if not missing_BLC.any():
+        return past_BLC
+    first_B1C = missing_BLC.argmin(axis=1, keepdims=True)
+    steps_L1 = np.arange(past_BLC.shape[1])[:, None]
+    source_BLC = np.maximum.accumulate(np.where(missing_BLC, first_B1C, steps_L1), axis=1)
+    filled_BLC = np.take_along_axis(past_BLC, source_BLC, axis=1)
+    return np.where(missing_BLC.all(axis=1, keepdims=True), 0.0, filled_BLC)
 
 
 def seasonal_naive(past_BLC: FloatArray, *, horizon: int, season_len: int) -> FloatArray:
-    """Repeat the last season of each channel; shape (B, H, C).
+    """Repeat the last season of each channel of a past without NaN; shape (B, H, C).
 
     A context shorter than a season repeats its last value.
     """
@@ -24,46 +37,3 @@ def seasonal_naive(past_BLC: FloatArray, *, horizon: int, season_len: int) -> Fl
     season = season_len if season_len <= context_len else 1
     steps = context_len - season + np.arange(horizon) % season
     return past_BLC[:, steps]
-
-
-@dataclass
-class NormalEquations:
-    """Sums X'X and X'Y over windows, for a ridge from context to horizon.
-
-    One map serves all channels; each window has its last value subtracted, which the forecast gets
-    back. float64 throughout, since the windows of a series are nearly collinear.
-    """
-
-    gram_LL: NDArray[np.float64]
-    moment_LH: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, past_BLC: FloatArray, future_BHC: FloatArray) -> "NormalEquations":
-        """The sums over one batch of windows."""
-        past_NL, future_NH = _centred(past_BLC), _centred(future_BHC, past_BLC[:, -1:])
-        return cls(past_NL.T @ past_NL, past_NL.T @ future_NH)
-
-    def __add__(self, other: "NormalEquations") -> "NormalEquations":
-        return NormalEquations(self.gram_LL + other.gram_LL, self.moment_LH + other.moment_LH)
-
-    def solve(self, strengths: tuple[float, ...] = RIDGE_STRENGTHS) -> NDArray[np.float64]:
-        """The maps for several ridge strengths, shape (strengths, L, H)."""
-        eye = np.eye(len(self.gram_LL))
-        return np.stack(
-            [
-                np.linalg.solve(self.gram_LL + strength * eye, self.moment_LH)
-                for strength in strengths
-            ]
-        )
-
-
-def linear_forecast(past_BLC: FloatArray, map_LH: FloatArray) -> FloatArray:
-    """Forecast by one map of `NormalEquations.solve`; shape (B, H, C)."""
-    last_B1C = past_BLC[:, -1:]
-    return np.einsum("blc,lh->bhc", past_BLC - last_B1C, map_LH, optimize=True) + last_B1C
-
-
-def _centred(values_BTC: FloatArray, last_B1C: FloatArray | None = None) -> NDArray[np.float64]:
-    last = values_BTC[:, -1:] if last_B1C is None else last_B1C
-    centred_BTC = values_BTC.astype(np.float64) - last
-    return centred_BTC.transpose(0, 2, 1).reshape(-1, values_BTC.shape[1])

@@ -1,12 +1,15 @@
 """Checkpoints of what trains: free of world size and ZeRO stage, safetensors and JSON only.
 
-A checkpoint folder holds `state.json` (the position of the run), `weights.safetensors` (fp32,
-by parameter name), `optimizer.safetensors` (Adam's moments as `exp_avg.<name>` and
-`exp_avg_sq.<name>`) and `best.safetensors` (the weights of the best validation so far). The frozen
-backbone is never saved. The random state needs no saving: it is a function of the position.
+A checkpoint folder holds `weights.safetensors` (fp32, by parameter name), `optimizer.safetensors`
+(Adam's moments as `exp_avg.<name>` and `exp_avg_sq.<name>`), `best.safetensors` (the weights of the
+best validation so far, so that every checkpoint holds the best and none is kept for it), with
+`train.average_steps` also `average.safetensors` (the running mean, see `average`), and
+`state.json` (the position of the run, and the others' hashes: see `checkpoint_files`). The frozen
+backbone is never saved. Random state, learning rate and place in the data need no saving: they are
+functions of the position.
 """
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from timellama_dist.engine.setup import trained_parameters
+from timellama_dist.engine.checkpoint_files import read_state, seal
+from timellama_dist.engine.setup import torch_optimizer, trained_parameters
 from timellama_dist.errors import CheckpointError
 from timellama_dist.modeling.tensors import copy_tensors, read_tensors
+from timellama_dist.storage import open_place
 
-SCHEMA_VERSION = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Weights = dict[str, Tensor]
@@ -27,26 +31,46 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Progress:
-    """Where a run stands; `step` optimizer steps have been made."""
+    """Where a run stands; `step` optimizer steps have been made or skipped."""
 
     step: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    """The best validation so far, "mse" and "mae"; empty before the first."""
+    data: list[str] = field(default_factory=list)
+    """Content hash of each data set, by which the step is a place in them."""
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    """The best validation so far, as `RunData.evaluate` gives it; empty before the first."""
     best_step: int = 0
+    untrained: dict[str, float] = field(default_factory=dict)
+    """Errors of a linear map alone, if the run began as one: neither may rise."""
     stale_validations: int = 0
     seconds: float = 0.0
     finished: bool = False
+    skipped_steps: int = 0
+    """Steps without an update, because loss or gradient wasn't finite."""
+    skipped_in_row: int = 0
+    last_fault: int | None = None
+    """Number of the last step that was skipped or made the run go back."""
+    rollbacks: int = 0
+    undone_steps: int = 0
+    """Updates that the rollbacks took back."""
+    recent_losses: list[float] = field(default_factory=list)
+    """As logged; empty where `train.rollback_on_spike` isn't used."""
+
+    @property
+    def updates(self) -> int:
+        """How many steps the optimizer has counted."""
+        return self.step - self.skipped_steps - self.undone_steps
 
 
 def trained_weights(engine: Any) -> Weights:
     """The whole fp32 trained weights on every rank's host; every rank must call."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {}
+    weights, masters = {}, _plain_masters(engine)
     for name, parameter in trained_parameters(engine).items():
-        # Without ZeRO and mixed precision there is no master copy: the parameter is it.
         full = safe_get_full_fp32_param(parameter)
-        weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
+        # Without ZeRO and mixed precision there is no master copy: the parameter is it.
+        whole = masters.get(parameter, parameter) if full is None else full
+        weights[name] = whole.detach().float().cpu().clone()
     return weights
 
 
@@ -68,43 +92,58 @@ def set_weights(engine: Any, weights: Weights) -> None:
                 parameter.copy_(weights[name])
 
 
-def save_checkpoint(engine: Any, folder: Path, progress: Progress, best: Weights | None) -> None:
-    """Write a checkpoint; every rank must call, the first one writes.
+@dataclass(frozen=True, kw_only=True)
+class TrainedState:
+    """What the optimizer works on, whole, on the host."""
+
+    weights: Weights
+    moments: Weights
+
+
+def trained_state(engine: Any) -> TrainedState:
+    """Gather weights and moments between two steps; every rank must call."""
+    return TrainedState(weights=trained_weights(engine), moments=_optimizer_state(engine))
+
+
+def write_checkpoint(
+    folder: Path,
+    state: TrainedState,
+    progress: Progress,
+    best: Weights | None,
+    complete: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a checkpoint into a folder of this machine; one rank calls.
 
     Args:
-        engine: the DeepSpeed engine between two steps.
         folder: where to write; made if missing.
+        state: what was gathered.
         progress: the position that belongs to the weights.
         best: weights of the best validation so far.
+        complete: writes further files that belong to the checkpoint.
+
+    Raises:
+        OSError, SafetensorError: the disk takes no more.
     """
-    weights = trained_weights(engine)
-    moments = _optimizer_state(engine)
-    if torch.distributed.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / "weights.safetensors")
-        save_file(moments, folder / "optimizer.safetensors")
-        if best is not None:
-            save_file(best, folder / "best.safetensors")
-        state = {"schema_version": SCHEMA_VERSION, "progress": asdict(progress)}
-        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state.weights, folder / "weights.safetensors")
+    save_file(state.moments, folder / "optimizer.safetensors")
+    if best is not None:
+        save_file(best, folder / "best.safetensors")
+    if complete is not None:
+        complete(folder)
+    seal(folder, asdict(progress))
 
 
 def read_progress(folder: Path) -> Progress:
     """The position a checkpoint was written at.
 
     Raises:
-        CheckpointError: no checkpoint there, or one of an unknown schema version.
+        CheckpointError: no checkpoint there, a damaged one, or one of an unknown schema version.
     """
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        return Progress(**read_state(open_place(folder)).progress)
+    except (CheckpointError, TypeError) as error:
         raise CheckpointError(f"{folder} holds no readable checkpoint: {error}") from error
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{folder}/state.json: schema_version must be {SCHEMA_VERSION}, "
-            f"got {state.get('schema_version')!r}"
-        )
-    return Progress(**state["progress"])
 
 
 def read_best(folder: Path) -> Weights | None:
@@ -127,9 +166,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_optimizer(engine: Any, folder: Path, *, past_shape: tuple[int, int, int]) -> None:
-    """Put a checkpoint's Adam moments and step count into a fresh engine; every rank must call.
+    """Put a checkpoint's masters, moments and step count into a fresh engine; every rank must call.
 
-    ZeRO makes its moments at the first step, so one step with learning rate 0 on zeros comes first.
+    In bf16 DeepSpeed has made its masters of rounded weights. ZeRO makes its moments at the first
+    step, so one step with learning rate 0 on zeros comes first.
 
     Args:
         engine: made from a model that `load_weights` filled.
@@ -139,31 +179,50 @@ def load_optimizer(engine: Any, folder: Path, *, past_shape: tuple[int, int, int
     Raises:
         CheckpointError: damaged, or of another model.
     """
-    from deepspeed.utils import safe_set_full_optimizer_state
-
-    moments = read_tensors(folder / "optimizer.safetensors")
-    step = read_progress(folder).step
-    if step == 0:
+    path = folder / "optimizer.safetensors"
+    moments = read_tensors(path)
+    names = [f"{moment}.{name}" for name in trained_parameters(engine) for moment in _MOMENTS]
+    if lacking := [name for name in names if name not in moments]:
+        raise CheckpointError(f"{path} lacks {lacking[0]}")
+    updates = read_progress(folder).updates
+    if updates == 0:
         return
     _make_moments(engine, past_shape)
+    set_masters(engine, read_tensors(folder / "weights.safetensors"))
+    set_optimizer_state(engine, moments, updates)
+
+
+def set_masters(engine: Any, weights: Weights) -> None:
+    """Put weights into the fp32 copies that the optimizer steps on; every rank must call."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    masters = _plain_masters(engine)
+    for name, parameter in trained_parameters(engine).items():
+        value = weights[name].to(engine.device)
+        if parameter in masters:
+            masters[parameter].data.copy_(value)
+        else:
+            # Does nothing where there is no such copy.
+            safe_set_full_fp32_param(parameter, value)
+
+
+def set_optimizer_state(engine: Any, moments: Weights, updates: int) -> None:
+    """Put Adam's moments and step count into an engine that has made a step; every rank calls."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
     for name, parameter in trained_parameters(engine).items():
         state = _plain_state(engine, parameter)
         for moment in _MOMENTS:
-            try:
-                value = moments[f"{moment}.{name}"].to(engine.device)
-            except KeyError:
-                raise CheckpointError(
-                    f"{folder}/optimizer.safetensors lacks {moment}.{name}"
-                ) from None
+            value = moments[f"{moment}.{name}"].to(engine.device)
             if state is None:
                 safe_set_full_optimizer_state(parameter, value, moment)
             else:
                 state[moment].copy_(value)
-    for state in _torch_optimizer(engine).state.values():
+    for state in torch_optimizer(engine).state.values():
         if torch.is_tensor(state.get("step")):
-            state["step"].fill_(float(step))
+            state["step"].fill_(float(updates))
         else:
-            state["step"] = step
+            state["step"] = updates
 
 
 def _make_moments(engine: Any, past_shape: tuple[int, int, int]) -> None:
@@ -187,7 +246,7 @@ def _optimizer_state(engine: Any) -> Weights:
         for moment in _MOMENTS:
             if state is not None:
                 full = state.get(moment)
-            elif _torch_optimizer(engine).state:
+            elif torch_optimizer(engine).state:
                 full = safe_get_full_optimizer_state(parameter, moment)
             else:
                 full = None
@@ -201,12 +260,15 @@ def parameter_shape(parameter: nn.Parameter) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
-
-
 def _plain_state(engine: Any, parameter: nn.Parameter) -> dict[str, Any] | None:
     """The optimizer's own state of a parameter where there is no ZeRO, else None."""
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         return None
-    return _torch_optimizer(engine).state[parameter]
+    return torch_optimizer(engine).state[_plain_masters(engine).get(parameter, parameter)]
+
+
+def _plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """The fp32 copies of a bf16 model without ZeRO, which DeepSpeed's public calls don't know."""
+    optimizer = engine.optimizer
+    groups = (getattr(optimizer, name, ()) for name in ("fp16_groups", "fp32_groups"))
+    return {p: m for pair in zip(*groups, strict=False) for p, m in zip(*pair, strict=True)}

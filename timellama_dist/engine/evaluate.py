@@ -1,47 +1,75 @@
 """Exact evaluation over the windows of a split, whatever the number of ranks."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from timellama_dist.engine.metrics import ErrorSums
+from timellama_dist.engine.routing import RoutingSums
 
 Batch = Mapping[str, np.ndarray]
 
 
 def evaluate(
-    module: nn.Module, batches: Iterable[Batch], *, horizon: int, num_channels: int
-) -> ErrorSums:
+    module: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    horizon: int,
+    num_channels: int,
+    dataset: int = 0,
+) -> tuple[ErrorSums, dict[str, Any] | None]:
     """Sum errors over this rank's batches and over all ranks; every rank must call.
 
     Every rank must be given the same number of batches (ZeRO-3 gathers weights in each forward);
     windows of weight 0 only fill them up.
 
     Args:
-        module: a DeepSpeed engine or a plain model, `past (B, L, C) -> forecast (B, H, C)`.
-        batches: with "past" (B, L, C), "future" (B, H, C) and "weight" (B,), on z-scored values.
+        module: a DeepSpeed engine or a plain model,
+            `past (B, L, C), data set -> forecast (B, H, C)`.
+        batches: with "past" (B, L, C), "future" (B, H, C) and "weight" (B,), on z-scored values,
+            NaN where one is missing.
         horizon: H.
         num_channels: C.
+        dataset: number of the data set that the windows are of.
 
     Returns:
-        The sums over all ranks.
+        The sums over all ranks, and what the routers chose (`RoutingSums.summary`).
     """
-    sums = ErrorSums.zeros(horizon, num_channels)
+    sums, routing = ErrorSums.zeros(horizon, num_channels), RoutingSums(module)
 
     def add(batch: Batch, forecast: Tensor) -> None:
         sums.add(forecast.float().cpu().numpy(), batch["future"], batch["weight"])
+        routing.add(batch["weight"])
 
-    _forward_all(module, batches, add)
-    return _summed_over_ranks(sums, horizon, num_channels)
+    _forward_all(module, batches, dataset, add)
+    whole = ErrorSums.from_vector(_summed_over_ranks(sums.to_vector()), horizon, num_channels)
+    return whole, routing.summary(_summed_over_ranks(routing.to_vector()))
 
 
-def forecast_windows(module: nn.Module, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+def absolute_errors(module: nn.Module, batches: Iterable[Batch], *, dataset: int = 0) -> np.ndarray:
+    """Absolute errors of windows that every rank is given alike, shape (N, H, C), float32.
+
+    Missing targets stay NaN.
+    """
+    parts: list[np.ndarray] = []
+
+    def keep(batch: Batch, forecast: Tensor) -> None:
+        parts.append(np.abs(forecast.float().cpu().numpy() - batch["future"]))
+
+    _forward_all(module, batches, dataset, keep)
+    return np.concatenate(parts)
+
+
+def forecast_windows(
+    module: nn.Module, batches: Iterable[Batch], *, dataset: int = 0
+) -> dict[str, np.ndarray]:
     """Forecasts of a few windows that every rank is given alike, for pictures.
 
     Returns:
-        "past", "future" and "forecast" of shape (N, steps, C).
+        "past", "future" and "forecast" of shape (N, steps, C); missing values stay NaN.
     """
     parts: dict[str, list[np.ndarray]] = {"past": [], "future": [], "forecast": []}
 
@@ -51,20 +79,23 @@ def forecast_windows(module: nn.Module, batches: Iterable[Batch]) -> dict[str, n
             if key in parts:
                 parts[key].append(value[kept])
 
-    _forward_all(module, batches, keep)
+    _forward_all(module, batches, dataset, keep)
     # Contiguous, because safetensors writes an array's memory as it lies.
     return {key: np.ascontiguousarray(np.concatenate(values)) for key, values in parts.items()}
 
 
 def _forward_all(
-    module: nn.Module, batches: Iterable[Batch], use: Callable[[Batch, Tensor], None]
+    module: nn.Module,
+    batches: Iterable[Batch],
+    dataset: int,
+    use: Callable[[Batch, Tensor], None],
 ) -> None:
     was_training = module.training
     module.eval()
     device = module_device(module)
     with torch.no_grad():
         for batch in batches:
-            use(batch, module(torch.as_tensor(batch["past"], device=device)))
+            use(batch, module(torch.as_tensor(batch["past"], device=device), dataset))
     module.train(was_training)
 
 
@@ -73,11 +104,11 @@ def module_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _summed_over_ranks(sums: ErrorSums, horizon: int, num_channels: int) -> ErrorSums:
+def _summed_over_ranks(sums: np.ndarray) -> np.ndarray:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return sums
     # NCCL reduces what is on the GPU only.
     backend = torch.distributed.get_backend()
-    vector = torch.from_numpy(sums.to_vector()).to("cuda" if "nccl" in backend else "cpu")
+    vector = torch.from_numpy(sums).to("cuda" if "nccl" in backend else "cpu")
     torch.distributed.all_reduce(vector)
-    return ErrorSums.from_vector(vector.cpu().numpy(), horizon, num_channels)
+    return vector.cpu().numpy()

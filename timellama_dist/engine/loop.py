@@ -14,14 +14,48 @@ from torch import Tensor
 from torch.nn import functional
 
 from timellama_dist.config.schema import RunConfig, TrainSection
-from timellama_dist.engine.checkpoint import Progress, Weights, trained_weights
+from timellama_dist.engine.average import Average
+from timellama_dist.engine.checkpoint import Progress, Weights
 from timellama_dist.engine.evaluate import Batch
+from timellama_dist.engine.faults import (
+    back_off,
+    check_faults,
+    count_step,
+    step_if_finite,
+    with_its_gradient,
+)
+from timellama_dist.engine.rollback import Rollback
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, Loss] = {
     "mse": functional.mse_loss,
     "mae": functional.l1_loss,
     "huber": functional.huber_loss,
 }
+"""Means over all elements, 0 where forecast and target are equal; see `observed_loss`."""
+
+_LOOK_AT_NODES_EVERY_S = 5.0
+"""As often as Ray Train looks; a spot node is announced 30 to 120 s before it goes."""
+
+
+def observed_loss(loss: Loss, forecast_BHC: Tensor, future_BHC: Tensor) -> Tensor:
+    """The mean of a loss over the observed targets of a micro-batch.
+
+    Args:
+        loss: one of `LOSSES`.
+        forecast_BHC: the forecast, shape (B, H, C).
+        future_BHC: the target, NaN where it is missing, same shape.
+
+    Returns:
+        Scalar; 0 with zero gradient if no target is observed.
+    """
+    observed_BHC = ~future_BHC.isnan()
+    # Before the difference: a NaN that is multiplied by 0 afterwards stays one in the gradient.
+    target_BHC = torch.where(observed_BHC, future_BHC, forecast_BHC.detach())
+    count = observed_BHC.sum().clamp_min(1)
+    # Divided as tensors: exactly 1 where nothing is missing, and no wait for a GPU.
+    return loss(forecast_BHC, target_BHC) * (torch.full_like(count, future_BHC.numel()) / count)
 
 
 def learning_rate(step: int, total_steps: int, train: TrainSection) -> float:
@@ -53,19 +87,27 @@ class StepSums:
     """Sums since the last log line; kept as tensors, so that a GPU isn't waited for each step."""
 
     loss: Tensor | float = 0.0
+    """Of steps that were made, as is the balance loss."""
     balance: Tensor | float = 0.0
     micro_batches: int = 0
+    """Of all ranks."""
     windows: int = 0
     started: float = 0.0
 
 
 def train_step(
-    engine: Any, batches: Iterator[Batch], config: RunConfig, *, step: int, sums: StepSums
-) -> None:
+    engine: Any,
+    batches: Iterator[Batch],
+    config: RunConfig,
+    *,
+    step: int,
+    sums: StepSums,
+    dataset: int = 0,
+) -> bool:
     """One optimizer step of this rank: its micro-batches of the global batch.
 
-    The loss is that of `train.loss` plus `dlora.balance_weight` times the balance loss, each the
-    mean over micro-batches: the same number whatever the number of workers.
+    The loss is that of `train.loss` over observed targets plus `dlora.balance_weight` times the
+    balance loss, each the mean over micro-batches: the same number whatever the number of workers.
 
     Args:
         engine: the DeepSpeed engine.
@@ -73,22 +115,40 @@ def train_step(
         config: the run.
         step: the step's number, from 0.
         sums: added to.
+        dataset: number of the data set that the step's windows are of.
+
+    Returns:
+        False if a loss or gradient of any rank wasn't finite: then nothing has changed.
     """
     error = LOSSES[config.train.loss]
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    for turn in range(engine.gradient_accumulation_steps()):
+    turns = engine.gradient_accumulation_steps()
+    micro_batches = config.train.batch_size // config.train.micro_batch_size
+    made, losses, balances = False, [], []
+    for turn in range(turns):
         batch = next(batches)
+        counted = turn * world_size + rank < micro_batches
         seed_dropout(config.train.seed, step, turn * world_size + rank)
         past_BLC = torch.as_tensor(batch["past"]).to(engine.device, non_blocking=True)
         future_BHC = torch.as_tensor(batch["future"]).to(engine.device, non_blocking=True)
-        loss = error(engine(past_BLC), future_BHC)
+        loss = observed_loss(error, engine(past_BLC, dataset), future_BHC)
         balance = engine.module.balance_loss()
-        engine.backward(loss + config.dlora.balance_weight * balance)
-        engine.step()
-        sums.loss += loss.detach()
-        sums.balance += balance.detach()
-        sums.micro_batches += 1
+        # DeepSpeed takes the mean over all places. One of padding runs the same graph and counts
+        # nothing; where there is none, this multiplies by exactly 1.
+        share = counted * turns * world_size / micro_batches
+        engine.backward(with_its_gradient(share * (loss + config.dlora.balance_weight * balance)))
+        made = step_if_finite(engine)
+        losses.append(counted * loss.detach())
+        balances.append(counted * balance.detach())
+        # Else the graph would live on beside the next micro-batch's.
+        del loss, balance
+        engine.module.forget_graph()
+    if made:
+        sums.loss += torch.stack(losses).sum()
+        sums.balance += torch.stack(balances).sum()
+        sums.micro_batches += micro_batches
     sums.windows += config.train.batch_size
+    return made
 
 
 class TrainLoop:
@@ -103,7 +163,14 @@ class TrainLoop:
         validate: returns the validation's "mse" and "mae"; every rank calls.
         log: takes a record (a plain dict) per logged step and validation.
         save: writes a checkpoint of the given progress and best weights; every rank calls.
-        asked_to_stop: says whether the user wants the run to end; asked of the first rank.
+        asked_to_stop: says whether the user wants the run to end; asked of the first rank at every
+            step, so it must not wait.
+        node_leaves: says whether a node of the run will be taken away soon, the same on every rank;
+            all call it together, now and then.
+        dataset_of: number of the data set that a step draws from, the same on every rank.
+        validate_first: judge the untrained weights too: only what is worse than them in neither
+            error is kept.
+        average: of the weights, as far as the run has come.
         after_first_step: called once between two steps, when shards lie as they do in training.
     """
 
@@ -115,10 +182,14 @@ class TrainLoop:
         *,
         total_steps: int,
         validate_every: int,
-        validate: Callable[[], dict[str, float]],
+        validate: Callable[[], dict[str, Any]],
         log: Callable[[dict[str, Any]], None],
-        save: Callable[[Progress, Weights | None, dict[str, float]], None],
+        save: Callable[[Progress, Weights | None, dict[str, Any]], None],
         asked_to_stop: Callable[[], bool],
+        node_leaves: Callable[[], bool] = lambda: False,
+        dataset_of: Callable[[int], int] = lambda step: 0,
+        validate_first: bool = False,
+        average: Average | None = None,
         after_first_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
@@ -130,8 +201,14 @@ class TrainLoop:
         self.log = log
         self.save = save
         self.asked_to_stop = asked_to_stop
+        self.node_leaves = node_leaves
+        self.dataset_of = dataset_of
+        self.validate_first = validate_first
+        self.average = average or Average(engine, config.train.average_steps)
         self.after_first_step = after_first_step
         self.sums = StepSums(started=time.perf_counter())
+        self.looked_at_nodes = time.monotonic()
+        self.rollback = Rollback(engine, config.train.rollback_on_spike)
 
     def run(self, progress: Progress, best: Weights | None) -> Weights | None:
         """Train from `progress` (changed in place) to the end; every rank must call.
@@ -139,22 +216,42 @@ class TrainLoop:
         Returns:
             The best weights by validation loss; `progress.finished` is False if the user stopped
             the run before its end.
+
+        Raises:
+            FloatingPointError: the first validation gave no finite loss: nothing is worth saving;
+                or too many steps were skipped, see `check_faults`.
         """
         self.engine.train()
+        self.rollback.keep(progress)
         first = progress.step
+        if self.validate_first and not progress.best_metrics:
+            best = self._validate(progress, best)
         while not progress.finished:
-            self._set_learning_rate(progress.step)
-            train_step(self.engine, self.batches, self.config, step=progress.step, sums=self.sums)
-            progress.step += 1
+            rate = self._set_learning_rate(progress)
+            made = train_step(
+                self.engine,
+                self.batches,
+                self.config,
+                step=progress.step,
+                sums=self.sums,
+                dataset=self.dataset_of(progress.step),
+            )
+            count_step(progress, made=made)
+            self.average.follow(progress.step)
             if progress.step == first + 1:
                 self.after_first_step()
+            stop, leaves = self._heard()
             validate = progress.step in (self.total_steps, self._next_validation(progress.step))
-            stop = False
-            if validate or progress.step % self.config.train.log_every == 0:
-                stop = self._log_step(progress)
+            # Of steps that are skipped in a row there is nothing new to save, and those before the
+            # fault are the ones to keep.
+            due = self._due(progress, self.config.train.save_every) and made
+            save = stop or leaves or due
+            if validate or save or self._due(progress, self.config.train.log_every):
+                self._log_step(progress, rate)
+            check_faults(progress, self.config.train, rate)
             if validate:
                 best = self._validate(progress, best)
-            elif stop:
+            elif save:
                 self.save(progress, best, {})
             if stop:
                 break
@@ -163,48 +260,80 @@ class TrainLoop:
     def _next_validation(self, step: int) -> int:
         return math.ceil(step / self.validate_every) * self.validate_every
 
-    def _set_learning_rate(self, step: int) -> None:
-        rate = learning_rate(step, self.total_steps, self.config.train)
+    def _due(self, progress: Progress, every: int | None) -> bool:
+        return every is not None and progress.step % every == 0
+
+    def _set_learning_rate(self, progress: Progress) -> float:
+        train = self.config.train
+        rate = learning_rate(progress.step, self.total_steps, train) * back_off(progress, train)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
+        return rate
 
-    def _log_step(self, progress: Progress) -> bool:
-        """Log means over ranks since the last line; says whether to stop, alike on every rank."""
+    def _heard(self) -> tuple[bool, bool]:
+        """Does the user want the run to end; will a node leave? Alike on every rank."""
+        late = time.monotonic() >= self.looked_at_nodes + _LOOK_AT_NODES_EVERY_S
+        # Clocks differ: the first rank's is everybody's.
+        look = late and torch.distributed.get_rank() == 0
+        flags = torch.tensor([float(self.asked_to_stop()), float(look)], device=self.engine.device)
+        torch.distributed.all_reduce(flags)
+        stop, look = (flags > 0).tolist()
+        if look:
+            self.looked_at_nodes = time.monotonic()
+        return stop, look and self.node_leaves()
+
+    def _log_step(self, progress: Progress, rate: float) -> None:
+        """Log means over ranks since the last line, and go back if the loss leaps."""
         sums, now = self.sums, time.perf_counter()
         seconds = now - sums.started
         progress.seconds += seconds
         shared = torch.stack(
             [
                 torch.as_tensor(value, dtype=torch.float32, device=self.engine.device)
-                for value in (sums.loss, sums.balance, float(self.asked_to_stop()))
+                for value in (sums.loss, sums.balance)
             ]
         )
         torch.distributed.all_reduce(shared)
-        count = sums.micro_batches * torch.distributed.get_world_size()
-        loss, balance, stop = shared.tolist()
+        count = sums.micro_batches
+        # All of the steps may have been skipped.
+        loss, balance = (shared / count).tolist() if count else (None, None)
         norm = self.engine.get_global_grad_norm()
         self.log(
             {
                 "kind": "train",
                 "step": progress.step,
-                "loss": loss / count,
-                "balance_loss": balance / count,
-                "learning_rate": learning_rate(
-                    progress.step - 1, self.total_steps, self.config.train
-                ),
-                "gradient_norm": None if norm is None else float(norm),
+                "loss": loss,
+                "balance_loss": balance,
+                "learning_rate": rate,
+                "gradient_norm": None if norm is None or progress.skipped_in_row else float(norm),
+                "skipped_steps": progress.skipped_steps,
                 "windows_per_s": sums.windows / seconds,
                 "seconds": progress.seconds,
             }
         )
         self.sums = StepSums(started=now)
-        return stop > 0
+        kept = self.rollback.after_loss(progress, loss)
+        if kept is not None:
+            self.average.restart()
+            text = (
+                f"step {progress.step}: loss {loss:.4g} leaps; back to the weights of step {kept}"
+            )
+            self.log({"kind": "phase", "text": text})
 
     def _validate(self, progress: Progress, best: Weights | None) -> Weights | None:
-        metrics = self.validate()
+        with self.average.in_engine():
+            metrics = self.validate()
         judged = "mae" if self.config.train.loss == "mae" else "mse"
-        if metrics[judged] < progress.best_metrics.get(judged, math.inf):
-            best = trained_weights(self.engine)
+        if best is None and not math.isfinite(metrics[judged]):
+            raise FloatingPointError(
+                f"the validation loss at step {progress.step} is {metrics[judged]}: training "
+                f"diverged; lower train.learning_rate={self.config.train.learning_rate:g}"
+            )
+        if self.validate_first and not progress.best_metrics:
+            progress.untrained = {key: metrics[key] for key in ("mse", "mae")}
+        no_worse = all(metrics[key] <= most for key, most in progress.untrained.items())
+        if no_worse and metrics[judged] < progress.best_metrics.get(judged, math.inf):
+            best = self.average.weights()
             progress.best_metrics, progress.best_step = metrics, progress.step
             progress.stale_validations = 0
         else:
@@ -214,6 +343,7 @@ class TrainLoop:
             patience > 0 and progress.stale_validations >= patience
         )
         self.log({"kind": "validation", "step": progress.step, **metrics})
+        self.rollback.keep(progress)
         self.save(progress, best, metrics)
         # The time of the validation isn't the time of the steps.
         self.sums = StepSums(started=time.perf_counter())

@@ -1,23 +1,22 @@
 """The function that Ray Train runs in every worker: build, restore, train, test, export."""
 
+import json
+import logging
 import math
-import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load
+from torch import Tensor
 
-from timellama_dist.config.deepspeed import precision
+from timellama_dist.config.deepspeed import batch_sizes, precision
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.data.manifest import Manifest
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.stream import stream_batches
-from timellama_dist.data.windows import EvaluationOrder, TrainOrder
+from timellama_dist.data.mixture import PreparedSet
+from timellama_dist.engine.average import Average
 from timellama_dist.engine.checkpoint import (
     Progress,
     Weights,
@@ -25,26 +24,31 @@ from timellama_dist.engine.checkpoint import (
     load_weights,
     read_best,
     read_progress,
-    save_checkpoint,
     set_weights,
 )
-from timellama_dist.engine.evaluate import Batch, evaluate, forecast_windows
+from timellama_dist.engine.datasets import RunData
 from timellama_dist.engine.loop import TrainLoop
+from timellama_dist.engine.restoring import find_checkpoint, local_checkpoint
+from timellama_dist.engine.saving import Saver, SavingFailedError
 from timellama_dist.engine.setup import (
+    RECORDS,
+    block_sharder,
     gathered,
     initialize_engine,
+    peak_memory_bytes,
     peak_rss_bytes,
     prepare_process,
 )
 from timellama_dist.modeling.backbone import frozen_bytes, resolve_backbone
 from timellama_dist.modeling.exported import ModelCard, save_model
 from timellama_dist.modeling.timellama import TimeLlama, build_model, parameter_counts
+from timellama_dist.storage import open_place
 
+_logger = logging.getLogger(__name__)
+
+_MOST_BETWEEN_VALIDATIONS = 250
 EXPORTED = "model"
 """Folder of the exported model inside the last checkpoint."""
-EXAMPLES = "examples.safetensors"
-"""A few test windows with their forecasts, inside the last checkpoint."""
-NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +59,22 @@ class WorkerSpec:
     """`RunConfig.to_dict()`."""
     deepspeed: dict[str, Any]
     """The resolved DeepSpeed configuration."""
-    data: str
-    """The prepared data, readable from every worker."""
-    prompt: str
-    """The whole prompt."""
+    datasets: list[dict[str, Any]]
+    """A `PreparedSet` for each part of the data."""
     use_gpu: bool
+    checkpoints: str
+    """Path or URI of the folder of the run's checkpoints."""
+    shortcuts: str | None = None
+    """Path or URI of the file with each data set's linear map, if `model.shortcut`."""
     monitor: str | None = None
     """Name of the driver's monitor actor, if the driver shows progress."""
+    test: bool = True
+    """Is the test part scored, and the model exported, at the end? Not in a trial of a search."""
+
+
+def examples_file(dataset: int) -> str:
+    """Where in the last checkpoint a few test windows of a data set are, with their forecasts."""
+    return f"examples-{dataset}.safetensors" if dataset else "examples.safetensors"
 
 
 def num_steps(config: RunConfig, num_windows: int) -> tuple[int, int]:
@@ -73,19 +86,29 @@ def num_steps(config: RunConfig, num_windows: int) -> tuple[int, int]:
     total = math.ceil(train.epochs * num_windows / train.batch_size)
     if train.max_steps is not None:
         total = min(total, train.max_steps)
-    every = train.validate_every or math.ceil(num_windows / train.batch_size)
+    every = train.validate_every or min(
+        math.ceil(num_windows / train.batch_size), _MOST_BETWEEN_VALIDATIONS
+    )
     return total, min(every, total)
 
 
-def train_worker(spec: dict[str, Any]) -> None:
+def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
     """Train one run; called by Ray Train on every worker with a `WorkerSpec` as a dict.
 
-    The last report's metrics hold what `metrics.json` says of this run, and its checkpoint holds
-    the exported model.
+    Returns:
+        What `metrics.json` says of this run, with its `step`, and as `checkpoint` the name of the
+        last checkpoint, which holds the exported model. Only `step` if the user stopped the run, or
+        it isn't tested; `failed` says why the storage did, `diverged` why its numbers did.
     """
     told = WorkerSpec(**spec)
     prepare_process(use_gpu=told.use_gpu)
-    _Worker(told).run()
+    try:
+        return _Worker(told).run()
+    # Raised, Ray Train would start workers anew, only to end the same way.
+    except FloatingPointError as error:
+        return {"diverged": str(error)}
+    except SavingFailedError as error:
+        return {"failed": str(error)}
 
 
 class _Worker:
@@ -98,55 +121,74 @@ class _Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.told = told
         self.config = RunConfig.from_dict(told.config)
-        self.manifest = Manifest.load(told.data)
+        # An elastic run learns only now how many workers it has.
+        self.deepspeed = told.deepspeed | batch_sizes(self.config, self.world_size)
         self.device = _device(told.use_gpu)
         self.tell, self.asked_to_stop = _mailbox(told.monitor, self.rank)
-        self.readers = {name: self._reader(name) for name in ("train", "validation", "test")}
+        sets = [PreparedSet(**one) for one in told.datasets]
+        self.data = RunData(sets, self.config, rank=self.rank, world_size=self.world_size)
 
-    def run(self) -> None:
-        with _restored() as folder:
+    def run(self) -> dict[str, Any]:
+        checkpoints = open_place(self.told.checkpoints)
+        found = find_checkpoint(checkpoints, self._say, self.device)
+        if self.config.run.resume and found.name is None:
+            self._say("no checkpoint was saved before: beginning at step 0")
+        saver = Saver(
+            checkpoints,
+            keep=self.config.run.keep_checkpoints,
+            max_failed=self.config.run.max_failed_saves,
+            say=self._say,
+            begun_at=found.step,
+            damaged=found.damaged,
+        )
+        with local_checkpoint(checkpoints, found, self.device) as folder:
             self.tell({"kind": "phase", "text": "loading the backbone"})
             model = self._build(folder)
-            counts = parameter_counts(model)
-            alone = frozen_bytes(model)
-            engine = initialize_engine(model, self.told.deepspeed)
+            self.counts = parameter_counts(model)
+            alone = frozen_bytes(model, unsharded=True)
+            engine = initialize_engine(model, self.deepspeed)
             progress, best = self._restore(engine, folder)
+            average = Average(engine, self.config.train.average_steps, folder)
         held: list[int] = []
-        total_steps, validate_every = num_steps(self.config, len(self.readers["train"]))
+        total_steps, validate_every = num_steps(self.config, self.data.num_windows)
         self.tell({"kind": "start", "step": progress.step, "total_steps": total_steps})
-        if not progress.finished:
-            batches = self._train_batches(progress.step, total_steps)
 
-            def measure() -> None:
-                # Not after a forward without backward: ZeRO-3 would still hold what it gathered.
-                held.extend(gathered(frozen_bytes(engine.module)))
+        def measure() -> None:
+            # Not after a forward without backward: ZeRO-3 would still hold what it gathered.
+            held.extend(gathered(frozen_bytes(engine.module)))
 
+        # A finished run goes on if it is given more steps, unless it had stopped improving.
+        patience = self.config.train.patience
+        spent = 0 < patience <= progress.stale_validations
+        progress.finished &= progress.step >= total_steps or spent
+        if progress.finished:
+            measure()
+            self._tell_saved(found.name, progress)
+        else:
+            batches = self.data.train_batches(progress.step, total_steps)
             loop = TrainLoop(
                 engine,
                 self.config,
                 batches,
                 total_steps=total_steps,
                 validate_every=validate_every,
-                validate=lambda: self._evaluate(engine, "validation"),
+                validate=lambda: self.data.evaluate(engine, "validation"),
                 log=self.tell,
-                save=lambda *position: self._report(engine, *position),
+                save=lambda *position: self._save(saver, engine, average, *position),
                 asked_to_stop=self.asked_to_stop,
+                node_leaves=_node_leaves,
+                dataset_of=self.data.dataset_of,
                 after_first_step=measure,
+                validate_first=self.config.model.shortcut != "none",
+                average=average,
             )
             best = loop.run(progress, best)
             batches.close()
-        if progress.finished and best is not None:
-            self._finish(engine, progress, best, counts, {"alone": alone, "held": held})
-
-    def _reader(self, split: str) -> WindowReader:
-        data = self.config.data
-        return WindowReader(
-            self.told.data,
-            context_len=data.context_len,
-            horizon=data.horizon,
-            split=split,
-            train_fraction=data.train_fraction,
-        )
+        if progress.finished and best is not None and self.told.test:
+            return self._finish(saver, engine, progress, best, (alone, held))
+        if saver.failed:
+            saver.save_at_last(engine, progress, best)
+        return {"step": progress.step}
 
     def _build(self, folder: Path | None) -> TimeLlama:
         backbone = resolve_backbone(self.config.backbone.name, self.config.backbone.revision)
@@ -154,10 +196,12 @@ class _Worker:
         model = build_model(
             self.config,
             backbone,
-            num_channels=len(self.manifest.channels),
-            prompt=self.told.prompt,
+            num_channels=self.data.manifests[0].num_channels,
+            prompts=[one.prompt for one in self.data.sets],
+            shortcuts=_read_shortcuts(self.told.shortcuts),
             dtype=torch.bfloat16 if in_bf16 else torch.float32,
             device=self.device,
+            on_block=block_sharder(self.deepspeed),
         )
         if folder is not None:
             load_weights(model, folder)
@@ -165,112 +209,124 @@ class _Worker:
 
     def _restore(self, engine: Any, folder: Path | None) -> tuple[Progress, Weights | None]:
         if folder is None:
-            return Progress(), None
+            return Progress(data=[one.content_hash for one in self.data.manifests]), None
         data, micro = self.config.data, self.config.train.micro_batch_size
-        shape = (micro, data.context_len, len(self.manifest.channels))
+        shape = (micro, data.context_len, self.data.manifests[0].num_channels)
         load_optimizer(engine, folder, past_shape=shape)
         return read_progress(folder), read_best(folder)
 
-    def _train_batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-        train = self.config.train
-        order = TrainOrder(
-            num_windows=len(self.readers["train"]),
-            seed=train.seed,
-            batch_size=train.batch_size,
-            micro_batch_size=train.micro_batch_size,
-            world_rank=self.rank,
-            world_size=self.world_size,
-            first_step=first_step,
-            last_step=last_step,
-        )
-        return stream_batches(self.readers["train"], order, batch_size=train.micro_batch_size)
-
-    def _evaluate(self, engine: Any, split: str) -> dict[str, float]:
-        # No gradients are kept, so more windows fit.
-        batch_size = 4 * self.config.train.micro_batch_size
-        order = EvaluationOrder(
-            num_windows=len(self.readers[split]),
-            batch_size=batch_size,
-            world_rank=self.rank,
-            world_size=self.world_size,
-        )
-        sums = evaluate(
-            engine,
-            stream_batches(self.readers[split], order, batch_size=batch_size),
-            horizon=self.config.data.horizon,
-            num_channels=len(self.manifest.channels),
-        )
-        return sums.summary()
-
-    def _report(
+    def _save(
         self,
+        saver: Saver,
         engine: Any,
+        average: Average,
         progress: Progress,
         best: Weights | None,
         metrics: Mapping[str, Any],
-        complete: Callable[[Path], None] | None = None,
     ) -> None:
         import ray.train
 
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            save_checkpoint(engine, folder, progress, best)
-            if complete is not None and self.rank == 0:
-                complete(folder)
-            first = self.rank == 0
-            checkpoint = ray.train.Checkpoint.from_directory(folder) if first else None
-            ray.train.report({"step": progress.step, **metrics}, checkpoint=checkpoint)
+        saver.save(engine, progress, best, average.write)
+        self._tell_saved(saver.name, progress)
+        told = {key: value for key, value in metrics.items() if key != "detail"}
+        ray.train.report({"step": progress.step, **told})
+
+    def _tell_saved(self, checkpoint: str | None, progress: Progress) -> None:
+        """Say how the run stands and what it costs; every rank must call."""
+        peak = max(gathered(peak_memory_bytes(self.device)))
+        self.tell(
+            {
+                "kind": "saved",
+                "step": progress.step,
+                "checkpoint": checkpoint,
+                "validation": _overall(progress.best_metrics),
+                "best_step": progress.best_step,
+                "finished": progress.finished,
+                "seconds": progress.seconds,
+                "peak_bytes": peak,
+                "parameters": self.counts,
+            }
+        )
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            _logger.warning(text)
+            self.tell({"kind": "phase", "text": text})
 
     def _finish(
         self,
+        saver: Saver,
         engine: Any,
         progress: Progress,
         best: Weights,
-        counts: dict[str, int],
-        frozen: dict[str, Any],
-    ) -> None:
-        """Test the best weights, and report them with the exported model."""
+        frozen: tuple[int, list[int]],
+    ) -> dict[str, Any]:
+        """Test the best weights, and save them with the exported model."""
+        import ray.train
+
         self.tell({"kind": "phase", "text": f"testing the weights of step {progress.best_step}"})
         set_weights(engine, best)
-        test = self._evaluate(engine, "test")
-        examples = forecast_windows(engine, [self.readers["test"].read(self._example_ids())])
+        test = self.data.evaluate(engine, "test")
+        examples = self.data.examples(engine)
+        quantiles = self.data.error_quantiles(engine)
         windows = progress.step * self.config.train.batch_size
+        alone, held = frozen
         metrics = {
-            "test": test,
-            "validation": progress.best_metrics,
+            "step": progress.step,
+            "test": _overall(test),
+            "validation": _overall(progress.best_metrics),
+            "by_dataset": {
+                name: {
+                    "validation": progress.best_metrics["by_dataset"][name],
+                    "test": test["by_dataset"][name],
+                    "windows": trained,
+                    "detail": test["detail"][name],
+                }
+                for name, trained in self.data.windows_before(progress.step).items()
+            },
             "train": {
                 "steps": progress.step,
-                "epochs": windows / len(self.readers["train"]),
+                "epochs": windows / self.data.num_windows,
                 "windows": windows,
                 "windows_per_s": windows / progress.seconds if progress.seconds else None,
                 "seconds": progress.seconds,
                 "best_step": progress.best_step,
+                "skipped_steps": progress.skipped_steps,
+                "rollbacks": progress.rollbacks,
             },
             "memory": {
-                "frozen_bytes_per_rank": frozen["held"],
-                "frozen_bytes_unsharded": frozen["alone"],
+                "frozen_bytes_per_rank": held,
+                "frozen_bytes_unsharded": alone,
                 "peak_rss_bytes_per_rank": gathered(peak_rss_bytes()),
             },
-            "parameters": counts,
+            "checkpoints": saver.costs,
+            "parameters": self.counts,
+            "world_size": self.world_size,
         }
-        card = ModelCard(
-            config=self.told.config,
-            channels=list(self.manifest.channels),
-            frequency=self.manifest.frequency,
-            prompt=self.told.prompt,
-            season_len=self.manifest.season_len,
-        )
-        scalers = Path(self.told.data) / self.manifest.series_file.path
+        card = ModelCard(config=self.told.config, datasets=self.data.cards)
 
         def complete(folder: Path) -> None:
-            save_model(engine.module, best, folder / EXPORTED, card, scalers)
-            save_file(examples, folder / EXAMPLES)
+            scalers = self.data.scaler_files
+            save_model(engine.module, best, folder / EXPORTED, card, scalers, quantiles)
+            for number, example in enumerate(examples):
+                save_file(example, folder / examples_file(number))
 
-        self._report(engine, progress, best, metrics, complete)
+        saver.save_at_last(engine, progress, best, complete)
+        ray.train.report(metrics)
+        return metrics | {"checkpoint": saver.name}
 
-    def _example_ids(self) -> np.ndarray:
-        last = len(self.readers["test"]) - 1
-        return np.unique(np.linspace(0, last, NUM_EXAMPLES).astype(np.int64))
+
+def _read_shortcuts(file: str | None) -> list[Tensor] | None:
+    """The maps of the data sets in their order, if there is a file of them."""
+    if file is None:
+        return None
+    maps = load(open_place(file).read_bytes())
+    return [maps[str(number)] for number in range(len(maps))]
+
+
+def _overall(metrics: Mapping[str, Any]) -> dict[str, float]:
+    # None of them before the first validation.
+    return {key: metrics[key] for key in ("mse", "mae") if key in metrics}
 
 
 def _device(use_gpu: bool) -> torch.device:
@@ -279,19 +335,6 @@ def _device(use_gpu: bool) -> torch.device:
     from ray.train.torch import get_device
 
     return get_device()
-
-
-@contextmanager
-def _restored() -> Iterator[Path | None]:
-    """The checkpoint that Ray Train wants this attempt to start from, as a local folder."""
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
 
 
 def _mailbox(
@@ -304,10 +347,29 @@ def _mailbox(
 
     monitor: Any = ray.get_actor(name)
 
+    records = logging.getLogger(RECORDS)
+
     def tell(record: dict[str, Any]) -> None:
+        records.info(json.dumps(record))
         monitor.append.remote(record)
 
-    return tell, lambda: bool(ray.get(monitor.stop_requested.remote()))
+    request = monitor.stop_requested.remote()
+
+    def asked_to_stop() -> bool:
+        ready, _ = ray.wait([request], timeout=0)
+        return bool(ready)
+
+    return tell, asked_to_stop
+
+
+def _node_leaves() -> bool:
+    """Has Ray been told that a node of this run will be taken away (`ray drain-node`)?
+
+    What is saved from then on is what Ray Train starts from elsewhere, once the node is gone.
+    """
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 def _tell_nobody(record: dict[str, Any]) -> None:

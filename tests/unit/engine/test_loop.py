@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,3 +61,10 @@ def test_dropout_is_alike_in_another_process() -> None:
 def test_an_epoch_is_every_window_once(changes: dict[str, int], expected: tuple[int, int]) -> None:
     config = RunConfig(train=TrainSection(batch_size=16, micro_batch_size=8, **changes))
     assert num_steps(config, 165) == expected
+
+
+def test_long_epochs_are_not_validated_at_their_ends_alone() -> None:
+    section = TrainSection(batch_size=16, micro_batch_size=8, epochs=1)
+    assert num_steps(RunConfig(train=section), 16_000) == (1000, 250)
+    section = replace(section, validate_every=600)
+    assert num_steps(RunConfig(train=section), 16_000) == (1000, 600)
