@@ -17,25 +17,21 @@ class PromptAlignment(nn.Module):
     The prompt itself never enters the transformer blocks.
 
     Args:
-        prompt_PD: the frozen embedding rows of the prompt's tokens, shape (P, D).
+        hidden_size: D.
         num_heads: K; must divide D.
 
     Raises:
         ConfigError: num_heads does not divide D.
     """
 
-    prompt_PD: Tensor
-
-    def __init__(self, prompt_PD: Tensor, *, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, *, num_heads: int) -> None:
         super().__init__()
-        hidden_size = prompt_PD.shape[1]
         if hidden_size % num_heads:
             raise ConfigError(
                 f"model.alignment_heads must divide the backbone's hidden size {hidden_size}, "
                 f"got {num_heads}"
             )
         self.num_heads = num_heads
-        self.register_buffer("prompt_PD", prompt_PD)
         self.query = nn.Linear(hidden_size, hidden_size)
         # A bias would move all scores of a query alike: the softmax cancels it.
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -48,9 +44,17 @@ class PromptAlignment(nn.Module):
         nn.init.eye_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, token_BCD: Tensor) -> Tensor:
-        """Aligned tokens, same shape as the input (B, C, D)."""
-        prompt_PD = self.prompt_norm(self.prompt_PD.to(token_BCD.dtype))
+    def forward(self, token_BCD: Tensor, prompt_PD: Tensor) -> Tensor:
+        """Align tokens to a prompt.
+
+        Args:
+            token_BCD: tokens, shape (B, C, D).
+            prompt_PD: the frozen embedding rows of the prompt's tokens, shape (P, D).
+
+        Returns:
+            Aligned tokens, shape (B, C, D).
+        """
+        prompt_PD = self.prompt_norm(prompt_PD.to(token_BCD.dtype))
         query = self._heads(self.query(token_BCD))
         # One prompt for the whole batch: keys and values are computed once and broadcast.
         key = self._heads(self.key(prompt_PD)[None]).expand(len(token_BCD), -1, -1, -1)

@@ -1,37 +1,29 @@
 """Loads the first blocks of a LLaMA-architecture checkpoint, one block at a time.
 
 Why not transformers' own loader: it reads all blocks, the embedding table and the head, of which
-this method needs none, and does not shard quantised weights under ZeRO-3. Here no more than one
-block exists unquantised, and `load_block` is the whole step for one block.
+this method needs none, and does not shard quantised weights under ZeRO-3. Here no more than a piece
+of one matrix exists unquantised, and each finished block can be sharded before the next is read.
 """
 
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
-from safetensors import SafetensorError, safe_open
+from bitsandbytes.nn import Params4bit
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from timellama_dist.data.assets import BACKBONES, convert_gguf, fetch_backbone
 from timellama_dist.errors import CheckpointError, ConfigError
+from timellama_dist.modeling.nf4 import empty_linear4bit, quantise
+from timellama_dist.modeling.weights import Checkpoint, RandomWeights, WeightSource
 
 Quantization = Literal["nf4", "none"]
 Init = Literal["pretrained", "random"]
-
-
-class WeightSource(Protocol):
-    """Where a block's tensors come from."""
-
-    def tensor(self, name: str, shape: torch.Size) -> Tensor:
-        """The tensor of that name (`layers.0.mlp.up_proj.weight`), on the CPU."""
 
 
 def resolve_backbone(name: str, revision: str | None = None) -> Path:
@@ -176,7 +168,7 @@ def load_block(
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
 ) -> LlamaDecoderLayer:
-    """Make one block: read, cast, quantise and place its tensors, one at a time.
+    """Make one block: read, move, cast and quantise its tensors, a piece at a time.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape, or unreadable.
@@ -199,38 +191,26 @@ def _fill(
     if quantization == "nf4":
         linears = [item for item in module.named_modules() if isinstance(item[1], nn.Linear)]
         for name, linear in linears:
-            module.set_submodule(name, _empty_linear4bit(linear, dtype))
+            module.set_submodule(name, empty_linear4bit(linear, dtype))
     for name, meta in list(module.named_parameters()):
         owner = module.get_submodule(name.rpartition(".")[0])
-        # A copy even where nothing changes: a tensor as read maps the whole file into memory.
-        data = source.tensor(prefix + name, meta.shape).to(device, dtype, copy=True)
+        pieces = (p.to(device, dtype) for p in source.pieces(prefix + name, meta.shape))
         parameter: nn.Parameter
         if isinstance(meta, Params4bit):
-            # Moving such a parameter to a device is what makes bitsandbytes quantise it.
-            unquantised: Any = Params4bit(data, **vars(meta))
-            parameter = unquantised.to(device)
+            parameter = quantise(pieces, meta)
         else:
-            parameter = nn.Parameter(data, requires_grad=False)
+            parameter = nn.Parameter(_whole(pieces, meta.shape, dtype, device), requires_grad=False)
         setattr(owner, name.rpartition(".")[2], parameter)
 
 
-def _empty_linear4bit(linear: nn.Linear, dtype: torch.dtype) -> Linear4bit:
-    """A 4-bit module on the meta device in place of `linear`."""
-    quantised = Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        compute_dtype=dtype,
-        compress_statistics=True,
-        quant_type="nf4",
-        # DeepSpeed casts floating parameters: packed bytes held as a float dtype become garbage.
-        quant_storage=torch.uint8,
-        device="meta",
-    )
-    # On a CPU with AVX512-BF16, bitsandbytes would repack the weight in place at the first forward
-    # pass in eval mode, and whoever shards or counts the weight would no longer know its layout.
-    quantised.support_avx512bf16_for_cpu = False
-    return quantised
+def _whole(
+    pieces: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, device: str | torch.device
+) -> Tensor:
+    whole, row = torch.empty(shape, dtype=dtype, device=device), 0
+    for piece in pieces:
+        whole[row : row + len(piece)] = piece
+        row += len(piece)
+    return whole
 
 
 class NoEmbedding(nn.Module):
@@ -246,91 +226,6 @@ class _Rotary(LlamaRotaryEmbedding):
         # a good part of a turn after some hundred tokens.
         super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
         return self
-
-
-class Checkpoint:
-    """The tensors of a folder of safetensors, one file or several with an index."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        """File of each tensor; names without the `model.` that a model with a head puts first.
-
-        Raises:
-            CheckpointError: the folder holds no readable safetensors.
-        """
-        index = self.folder / "model.safetensors.index.json"
-        single = self.folder / "model.safetensors"
-        names: Iterable[tuple[str, str]]
-        if index.is_file():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-        elif single.is_file():
-            with _opened(single) as file:
-                names = [(name, single.name) for name in file.keys()]  # noqa: SIM118
-        else:
-            raise CheckpointError(
-                f"{self.folder} holds neither {single.name} nor {index.name}; other formats are "
-                "not read"
-            )
-        self.prefix = "model." if any(name.startswith("model.") for name, _ in names) else ""
-        return {name.removeprefix(self.prefix): self.folder / file for name, file in names}
-
-    def tensor(self, name: str, shape: torch.Size) -> Tensor:
-        """The tensor of that name.
-
-        Raises:
-            CheckpointError: missing, of another shape, or unreadable.
-        """
-        file = self._file(name)
-        with _opened(file) as opened:
-            tensor = opened.get_tensor(self.prefix + name)
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{file}: tensor {self.prefix + name} has the shape {tuple(tensor.shape)}, the "
-                f"configuration says {tuple(shape)}"
-            )
-        return tensor
-
-    def rows(self, name: str, indices: Iterable[int]) -> Tensor:
-        """Some rows of a matrix, the only ones read, in the given order."""
-        file = self._file(name)
-        with _opened(file) as opened:
-            table = opened.get_slice(self.prefix + name)
-            num_rows = table.get_shape()[0]
-            wanted = list(indices)
-            if not wanted or not 0 <= min(wanted) <= max(wanted) < num_rows:
-                raise CheckpointError(
-                    f"{file}: {self.prefix + name} has the rows 0 to {num_rows - 1}, asked for "
-                    f"{wanted}"
-                )
-            return torch.cat([table[row : row + 1].float() for row in wanted])
-
-    def _file(self, name: str) -> Path:
-        if name not in self.files:
-            where = sorted({file.name for file in self.files.values()})
-            raise CheckpointError(
-                f"tensor {self.prefix + name} is missing from {self.folder} ({', '.join(where)})"
-            )
-        return self.files[name]
-
-
-class RandomWeights:
-    """Weights as LLaMA's initialiser draws them: normal matrices, zero biases, norms of one."""
-
-    def __init__(self, seed: int, config: LlamaConfig) -> None:
-        self.seed = seed
-        self.std = config.initializer_range
-
-    def tensor(self, name: str, shape: torch.Size) -> Tensor:
-        if name.endswith(".bias"):
-            return torch.zeros(shape)
-        if len(shape) == 1:
-            return torch.ones(shape)
-        # Seeded by the name, so that block 3 is the same whether 4 or 8 blocks are made.
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
-        return torch.empty(shape).normal_(0.0, self.std, generator=generator)
 
 
 def embedding_rows(folder: str | Path, token_ids: Iterable[int]) -> Tensor:
@@ -362,22 +257,38 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"no readable tokenizer in {folder}: {reason[0]}") from error
 
 
-def frozen_bytes(model: nn.Module) -> int:
+def frozen_bytes(model: nn.Module, *, unsharded: bool = False) -> int:
     """Bytes that this process now holds for what is not trained.
 
     Counted: each frozen parameter as it is (packed, when 4-bit), its local shard under ZeRO-3 and
     its gathered copy while there is one, the quantisation state of 4-bit parameters (which ZeRO
     does not shard), and buffers. A tensor shared by several is counted once.
+
+    Args:
+        model: before or after DeepSpeed has sharded any of it.
+        unsharded: count what a process without sharding would hold.
     """
     held: list[Tensor] = list(model.buffers())
+    total = 0
     for parameter in model.parameters():
         if parameter.requires_grad:
             continue
-        shard = getattr(parameter, "ds_tensor", None)
-        held += [parameter.data] if shard is None else [parameter.data, shard]
         held += _state_tensors(getattr(parameter, "quant_state", None))
+        shard = getattr(parameter, "ds_tensor", None)
+        if shard is None:
+            held.append(parameter.data)
+        elif unsharded:
+            total += num_elements(parameter) * parameter.element_size()
+        else:
+            held += [parameter.data, shard]
     sizes = {(t.device, t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in held}
-    return sum(sizes.values())
+    return total + sum(sizes.values())
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter as it is held (packed, when 4-bit), sharded or not."""
+    # ZeRO-3 leaves an empty tensor in the place of what it shards.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _state_tensors(state: Any) -> list[Tensor]:
@@ -386,10 +297,3 @@ def _state_tensors(state: Any) -> list[Tensor]:
         return []
     own = [item for item in (state.absmax, state.code, state.offset) if isinstance(item, Tensor)]
     return own + _state_tensors(state.state2)
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error

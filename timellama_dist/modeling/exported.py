@@ -1,20 +1,23 @@
 """The exported model: a folder that loads with neither Ray nor DeepSpeed.
 
-It holds `config.json` (the run's configuration with the backbone's name and revision, the data's
-channels, frequency and prompt, a sha256 per file), `timellama.safetensors` (the trained parts
-around the backbone), `adapter/` (D-LoRA in PEFT's own format) and `series.parquet` (the scaler of
-each series). The frozen backbone is not in it.
+It holds `config.json` (the run's configuration with the backbone's name and revision, each data
+set's channels, frequency and prompt, a sha256 per file), `timellama.safetensors` (the trained parts
+around the backbone), `adapter/` (D-LoRA in PEFT's own format), `series-<n>.parquet` for data set n
+(the scaler of each series) and `intervals.safetensors` (how far forecasts were from the truth). The
+frozen backbone is not in it.
 """
 
 import hashlib
 import json
-import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import save_file
@@ -25,20 +28,24 @@ from timellama_dist.errors import CheckpointError
 from timellama_dist.modeling.backbone import resolve_backbone
 from timellama_dist.modeling.tensors import copy_tensors, read_tensors
 from timellama_dist.modeling.timellama import TimeLlama, build_model
+from timellama_dist.storage import Location, copy_tree, open_place
 
-SCHEMA_VERSION = 1
-SCALERS = "series.parquet"
+SCHEMA_VERSION = 2
 _WEIGHTS = "timellama.safetensors"
+_INTERVALS = "intervals.safetensors"
 _ADAPTER = "adapter/adapter_model.safetensors"
 _BACKBONE = "backbone."
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What an exported model says of itself beside its weights."""
+class DatasetCard:
+    """What an exported model says of one data set it was trained on."""
 
-    config: dict[str, Any]
-    """The run's configuration (`RunConfig.to_dict`)."""
+    name: str
+    context_len: int
+    """Steps of its own past, at most the model's; the model takes what is before as missing."""
+    horizon: int
+    """Steps of its own forecasts, at most the model's."""
     channels: list[str]
     """Names of the channels, in the model's order."""
     frequency: str
@@ -47,10 +54,32 @@ class ModelCard:
     """The whole prompt."""
     season_len: int
     """Steps of the data's main season."""
+    options: dict[str, Any]
+    """How its table was read, and what was done about what was wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What an exported model says of itself beside its weights."""
+
+    config: dict[str, Any]
+    """The run's configuration (`RunConfig.to_dict`)."""
+    datasets: list[DatasetCard]
+    """In the order of the numbers that the model is called with."""
+
+
+def scalers_file(dataset: int) -> str:
+    """Where in the folder the scalers of a data set are."""
+    return f"series-{dataset}.parquet"
 
 
 def save_model(
-    model: TimeLlama, weights: Mapping[str, Tensor], folder: Path, card: ModelCard, scalers: Path
+    model: TimeLlama,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    card: ModelCard,
+    scalers: Sequence[Location],
+    quantiles: Sequence[np.ndarray] = (),
 ) -> None:
     """Write an exported model.
 
@@ -59,7 +88,8 @@ def save_model(
         weights: every trained parameter, whole, by the model's names.
         folder: where to write; made if missing.
         card: what belongs to the weights.
-        scalers: the prepared data's `series.parquet`, which is copied.
+        scalers: `series.parquet` of each prepared data set, which are copied.
+        quantiles: of each data set's errors (`error_quantiles`), for intervals.
 
     Raises:
         CheckpointError: a weight is empty (a shard was handed in for a whole).
@@ -68,10 +98,17 @@ def save_model(
         if weight.numel() == 0:
             raise CheckpointError(f"cannot export {name}: it is empty (not gathered)")
     folder.mkdir(parents=True, exist_ok=True)
-    around = {n: w.contiguous() for n, w in weights.items() if not n.startswith(_BACKBONE)}
-    save_file(around, folder / _WEIGHTS)
-    shutil.copyfile(scalers, folder / SCALERS)
-    files = [_WEIGHTS, SCALERS]
+    around = {n: w for n, w in weights.items() if not _in_adapter(model, n)}
+    whole = {n: w.contiguous().cpu() for n, w in (around | _frozen_maps(model)).items()}
+    save_file(whole, folder / _WEIGHTS)
+    files = [_WEIGHTS]
+    for dataset, place in enumerate(scalers):
+        files.append(scalers_file(dataset))
+        (folder / files[-1]).write_bytes(open_place(place).read_bytes())
+    if quantiles:
+        named = {str(number): torch.from_numpy(one) for number, one in enumerate(quantiles)}
+        save_file(named, folder / _INTERVALS)
+        files.append(_INTERVALS)
     if isinstance(model.backbone, PeftModel):
         adapter = {
             n.removeprefix(_BACKBONE): w for n, w in weights.items() if n.startswith(_BACKBONE)
@@ -99,51 +136,120 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no exported model: {error}") from error
-    version = content.pop("schema_version", None)
+    version = content.pop("schema_version", None) if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{folder}/config.json: schema_version must be {SCHEMA_VERSION}, got {version!r}"
+            f"{folder}/config.json: schema_version must be {SCHEMA_VERSION}, got {version!r}; "
+            "load it with the version of timellama_dist that exported it"
         )
-    for name, expected in content.pop("sha256").items():
+    try:
+        hashes: dict[str, str] = dict(content.pop("sha256"))
+        datasets = [DatasetCard(**one) for one in content.pop("datasets")]
+        card = ModelCard(**content, datasets=datasets)
+        files = [_WEIGHTS, *map(scalers_file, range(len(datasets)))]
+        files += [_ADAPTER] if card.config["dlora"]["enabled"] else []
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json is damaged: {error}") from error
+    if absent := [name for name in files if name not in hashes]:
+        raise CheckpointError(f"{folder}/config.json lacks the sha256 of {absent[0]}")
+    for name, expected in hashes.items():
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder}/config.json names a file outside of it: {name}")
         found = _sha256(folder / name)
         if found != expected:
             raise CheckpointError(f"{folder / name} is damaged: sha256 {found}, not {expected}")
-    return ModelCard(**content)
+    return card
+
+
+def read_quantiles(folder: Path) -> list[np.ndarray]:
+    """Quantiles of each data set's errors; none where the model was exported without.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not (folder / _INTERVALS).exists():
+        return []
+    found = read_tensors(folder / _INTERVALS)
+    return [found[str(number)].numpy() for number in range(len(found))]
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells an exported model from any other: a hash of its card, which has its files'."""
+    return _sha256(folder / "config.json")[:16]
+
+
+@contextmanager
+def local_folder(location: Location) -> Iterator[Path]:
+    """An exported model's folder on this machine: itself, or a copy for as long as the block lasts.
+
+    Raises:
+        CheckpointError: no exported model is there; or the block's, with the place's own name.
+        DataError: the storage refuses.
+    """
+    place = open_place(location)
+    if place.is_local:
+        yield Path(place.path)
+        return
+    if not (place / "config.json").is_file():
+        raise CheckpointError(f"{place} holds no exported model: no config.json")
+    with tempfile.TemporaryDirectory(prefix="timellama-model-") as scratch:
+        copy_tree(place, open_place(scratch))
+        try:
+            yield Path(scratch)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(scratch, str(place))) from error
 
 
 def load_model(
-    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Location,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prompts: Mapping[int, str] | None = None,
 ) -> tuple[TimeLlama, ModelCard]:
     """Rebuild an exported model, ready to forecast.
 
     Args:
-        folder: what `save_model` wrote.
+        folder: what `save_model` wrote, a local path or a URI.
         device: where it shall run.
         dtype: of the frozen parts.
+        prompts: whole prompts of data sets, by number, instead of those it was trained with.
 
     Raises:
         CheckpointError: as `read_card`, or the weights are not this model's.
         ConfigError: its backbone can't be had.
+        DataError: the storage refuses.
     """
-    folder = Path(folder)
+    with local_folder(folder) as here:
+        return _load(here, device, dtype, prompts or {})
+
+
+def _load(
+    folder: Path, device: torch.device | str, dtype: torch.dtype, prompts: Mapping[int, str]
+) -> tuple[TimeLlama, ModelCard]:
     card = read_card(folder)
     config = RunConfig.from_dict(card.config)
+    if len(card.datasets) != len(config.data.parts):
+        raise CheckpointError(
+            f"{folder}/config.json is damaged: {len(card.datasets)} datasets, and "
+            f"{len(config.data.parts)} in its configuration"
+        )
     model = build_model(
         config,
         resolve_backbone(config.backbone.name, config.backbone.revision),
-        num_channels=len(card.channels),
-        prompt=card.prompt,
+        num_channels=len(card.datasets[0].channels),
+        prompts=[prompts.get(n, one.prompt) for n, one in enumerate(card.datasets)],
         dtype=dtype,
         device=device,
     )
     around = {
-        n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(_BACKBONE)
+        n: p for n, p in model.named_parameters() if p.requires_grad and not _in_adapter(model, n)
     }
-    copy_tensors(around, read_tensors(folder / _WEIGHTS), source=folder / _WEIGHTS)
+    copy_tensors(
+        around | _frozen_maps(model), read_tensors(folder / _WEIGHTS), source=folder / _WEIGHTS
+    )
     if isinstance(model.backbone, PeftModel):
         result: Any = set_peft_model_state_dict(model.backbone, read_tensors(folder / _ADAPTER))
         absent = [name for name in result.missing_keys if "dlora_" in name]
@@ -151,6 +257,16 @@ def load_model(
             raise CheckpointError(f"{folder / _ADAPTER} is of another configuration: {odd[0]}")
     model.requires_grad_(False)
     return model.eval(), card
+
+
+def _in_adapter(model: TimeLlama, name: str) -> bool:
+    """Is this trained parameter one of PEFT's, which have a file of their own?"""
+    return isinstance(model.backbone, PeftModel) and name.startswith(_BACKBONE)
+
+
+def _frozen_maps(model: TimeLlama) -> dict[str, Tensor]:
+    """The linear shortcuts that aren't trained, by name."""
+    return {f"shortcuts.{name}": map_LH for name, map_LH in model.shortcuts.named_buffers()}
 
 
 def _sha256(path: Path) -> str:

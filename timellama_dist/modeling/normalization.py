@@ -1,5 +1,7 @@
 """Instance normalisation of each channel over its own context window (Figure 1 of the paper).
 
+Missing values are NaN; the statistics are those of the observed ones.
+
 Shapes: B batch, L context, H horizon, C channels.
 """
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 
 class WindowStatistics(NamedTuple):
-    """Mean and standard deviation of each window's channels, each of shape (B, 1, C)."""
+    """Mean and standard deviation of each window's channels, each of shape (B, 1, C), finite."""
 
     mean: Tensor
     std: Tensor
@@ -34,13 +36,24 @@ class InstanceNorm(nn.Module):
     def forward(self, past_BLC: Tensor) -> tuple[Tensor, WindowStatistics, tuple[Tensor, ...]]:
         """The normalised window, its statistics, and the affine parameters for `inverse`.
 
+        A missing value becomes the window's mean, which is 0 once normalised; a channel without any
+        observed value has mean 0 and the standard deviation of a constant window.
+
         The affine parameters are handed on, not read again by `inverse`: ZeRO-3 holds a module's
         parameters only during its forward.
         """
-        mean = past_BLC.mean(dim=1, keepdim=True)
-        variance = past_BLC.var(dim=1, keepdim=True, unbiased=False)
+        observed_BLC = ~past_BLC.isnan()
+        count_B1C = observed_BLC.sum(dim=1, keepdim=True, dtype=past_BLC.dtype).clamp_min(1)
+        # What stands in for a missing value adds nothing to either sum, so the plain reductions
+        # over L steps need only this factor: exactly 1 where nothing is missing. No branch on the
+        # data, so that every rank runs one graph.
+        steps_per_observed_B1C = torch.full_like(count_B1C, past_BLC.shape[1]) / count_B1C
+        zeroed_BLC = torch.where(observed_BLC, past_BLC, 0.0)
+        mean = zeroed_BLC.mean(dim=1, keepdim=True) * steps_per_observed_B1C
+        filled_BLC = torch.where(observed_BLC, past_BLC, mean)
+        variance = filled_BLC.var(dim=1, keepdim=True, unbiased=False) * steps_per_observed_B1C
         std = torch.sqrt(variance + self.eps)
-        normed_BLC = (past_BLC - mean) / std
+        normed_BLC = (filled_BLC - mean) / std
         if self.scale is None or self.shift is None:
             return normed_BLC, WindowStatistics(mean, std), ()
         # Clones, because ZeRO-3 frees the parameters themselves after this forward.

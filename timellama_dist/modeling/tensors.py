@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from timellama_dist.errors import CheckpointError
 
@@ -24,7 +24,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def copy_tensors(
-    parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], *, source: Path
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: Path
 ) -> None:
     """Copy tensors by name into parameters, which must be the same set with the same shapes.
 

@@ -4,18 +4,27 @@ Shapes: B batch, C channels, L context, H horizon, D hidden, P prompt tokens.
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from timellama_dist.config.schema import DLoraSection, RunConfig
 from timellama_dist.dlora import DLoraConfig, DLoraModel
 from timellama_dist.dlora.config import LLAMA_LINEARS
 from timellama_dist.modeling.alignment import PromptAlignment
-from timellama_dist.modeling.backbone import embedding_rows, load_backbone, load_tokenizer
+from timellama_dist.modeling.backbone import (
+    embedding_rows,
+    load_backbone,
+    load_tokenizer,
+    num_elements,
+)
 from timellama_dist.modeling.normalization import InstanceNorm
+from timellama_dist.modeling.shortcut import LinearShortcut
+from timellama_dist.modeling.stand_in import AttentionBlock, NoBackbone
 
 
 class TimeLlama(nn.Module):
@@ -24,47 +33,61 @@ class TimeLlama(nn.Module):
     Args:
         backbone: a transformers LlamaModel without embedding table, alone or wrapped by PEFT;
             called with `inputs_embeds` only.
-        prompt_PD: frozen embeddings of the prompt's tokens, shape (P, D).
+        prompts: of each data set, the frozen embeddings of its prompt's tokens, shape (P, D).
         num_channels: C; any number may be forecast unless `affine`.
         context_len: L.
         horizon: H.
         attention: "causal" (as pretrained), "full" (every channel sees every other) or
             "independent" (each channel alone).
         alignment_heads: heads of the alignment to the prompt; None leaves the alignment out.
+        prefix: put the prompt before the tokens that the backbone sees.
         dropout: on the tokens before the backbone and on its output.
         affine: learned scale and shift per channel in the instance normalisation.
+        shortcuts: of each data set, the linear map that the LLM path adds to; that path starts at
+            zero then.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        prompt_PD: Tensor,
+        prompts: Sequence[Tensor],
         *,
         num_channels: int,
         context_len: int,
         horizon: int,
         attention: str = "full",
         alignment_heads: int | None = 8,
+        prefix: bool = False,
         dropout: float = 0.0,
         affine: bool = False,
+        shortcuts: Sequence[LinearShortcut] = (),
     ) -> None:
         super().__init__()
-        hidden_size = prompt_PD.shape[1]
+        hidden_size = prompts[0].shape[1]
         self.attention = attention
+        self.prefix = prefix
         self.norm = InstanceNorm(num_channels, affine=affine)
         self.tokenize = nn.Linear(context_len, hidden_size)
         self.align = (
-            PromptAlignment(prompt_PD, num_heads=alignment_heads) if alignment_heads else None
+            PromptAlignment(hidden_size, num_heads=alignment_heads) if alignment_heads else None
         )
+        used = prompts if self.align is not None or prefix else ()
+        for dataset, prompt_PD in enumerate(used):
+            self.register_buffer(f"prompt_{dataset}_PD", prompt_PD)
         self.dropout = nn.Dropout(dropout)
         self.backbone = backbone
         self.head = nn.Linear(hidden_size, horizon)
+        self.shortcuts = nn.ModuleList(shortcuts)
+        if shortcuts:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
-    def forward(self, past_BLC: Tensor) -> Tensor:
+    def forward(self, past_BLC: Tensor, dataset: int = 0) -> Tensor:
         """Forecast the steps after each window.
 
         Args:
             past_BLC: context, shape (B, L, C), in any unit; float32.
+            dataset: number of the data set that the windows are of.
 
         Returns:
             The forecast in the same unit, shape (B, H, C), float32.
@@ -73,10 +96,13 @@ class TimeLlama(nn.Module):
         # The weights' dtype may be bf16; the statistics stay in the input's.
         token_BCD = self.tokenize(normed_BLC.transpose(1, 2).to(self.tokenize.weight.dtype))
         if self.align is not None:
-            token_BCD = self.align(token_BCD)
-        hidden_BCD = self._encode(self.dropout(token_BCD))
-        forecast_BHC = self.head(self.dropout(hidden_BCD)).transpose(1, 2)
-        return self.norm.inverse(forecast_BHC.to(past_BLC.dtype), statistics, affine)
+            token_BCD = self.align(token_BCD, self.get_buffer(f"prompt_{dataset}_PD"))
+        hidden_BCD = self._encode(self.dropout(token_BCD), dataset)
+        normed_BHC = self.head(self.dropout(hidden_BCD)).transpose(1, 2).to(past_BLC.dtype)
+        forecast_BHC = self.norm.inverse(normed_BHC, statistics, affine)
+        if self.shortcuts:
+            forecast_BHC = forecast_BHC + self.shortcuts[dataset](past_BLC, statistics.mean)
+        return forecast_BHC
 
     def balance_loss(self) -> Tensor:
         """The routers' load-balance loss in the last forward pass; 0 without D-LoRA."""
@@ -85,18 +111,27 @@ class TimeLlama(nn.Module):
             return torch.zeros((), device=self.tokenize.weight.device)
         return dlora.balance_loss()
 
+    def forget_graph(self) -> None:
+        """Free what the routers still hold of a forward pass, after its backward pass."""
+        if self.dlora is not None:
+            self.dlora.forget_graph()
+
     @property
     def dlora(self) -> DLoraModel | None:
         """The adapter's tuner, if there is one."""
         tuner = self.backbone.base_model if isinstance(self.backbone, PeftModel) else None
         return tuner if isinstance(tuner, DLoraModel) else None
 
-    def _encode(self, token_BCD: Tensor) -> Tensor:
-        if self.attention == "independent":
-            alone = token_BCD.flatten(0, 1)[:, None]
-            return self.backbone(inputs_embeds=alone).last_hidden_state.view_as(token_BCD)
-        output = self.backbone(inputs_embeds=token_BCD, is_causal=self.attention == "causal")
-        return output.last_hidden_state
+    def _encode(self, token_BCD: Tensor, dataset: int) -> Tensor:
+        alone = self.attention == "independent"
+        seen_NTD = token_BCD.flatten(0, 1)[:, None] if alone else token_BCD
+        num_tokens = seen_NTD.shape[1]
+        if self.prefix:
+            prompt_PD = self.get_buffer(f"prompt_{dataset}_PD").to(seen_NTD.dtype)
+            prompt_NPD = prompt_PD.expand(len(seen_NTD), -1, -1)
+            seen_NTD = torch.cat([prompt_NPD, seen_NTD], dim=1)
+        output = self.backbone(inputs_embeds=seen_NTD, is_causal=self.attention != "full")
+        return output.last_hidden_state[:, -num_tokens:].reshape(token_BCD.shape)
 
 
 def build_model(
@@ -104,9 +139,11 @@ def build_model(
     backbone: Path,
     *,
     num_channels: int,
-    prompt: str,
+    prompts: Sequence[str],
+    shortcuts: Sequence[Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    on_block: Callable[[int, LlamaDecoderLayer], None] | None = None,
 ) -> TimeLlama:
     """Time-LlaMA as a configuration describes it, with a backbone read from a local folder.
 
@@ -115,47 +152,87 @@ def build_model(
     Args:
         config: the run.
         backbone: folder of a LLaMA-architecture model (`resolve_backbone`).
-        num_channels: C of the data.
-        prompt: the whole prompt (`task_prompt`).
+        num_channels: C of the data; it matters to `model.affine` only.
+        prompts: the whole prompt of each data set (`task_prompt`).
+        shortcuts: the linear map of each data set (`engine.linear`), if `model.shortcut`; zeros
+            if not given, for weights that are read later.
         dtype: of the frozen norms and of the 4-bit matrices' products.
         device: where the model is built.
+        on_block: as in `load_backbone`.
 
     Raises:
         ConfigError: the configuration doesn't fit the backbone.
         CheckpointError: the folder lacks a tensor.
     """
-    tokens = load_tokenizer(backbone).encode(prompt)
-    prompt_PD = embedding_rows(backbone, tokens).to(device)
+    tokenizer = load_tokenizer(backbone)
+    embedded = [embedding_rows(backbone, tokenizer.encode(one)).to(device) for one in prompts]
+    if config.backbone.kind == "llama":
+        encoder = _adapted_llama(config, backbone, dtype=dtype, device=device, on_block=on_block)
+    else:
+        encoder = _stand_in(config, hidden_size=embedded[0].shape[1])
+    model = TimeLlama(
+        encoder,
+        embedded,
+        num_channels=num_channels,
+        context_len=config.data.context_len,
+        horizon=config.data.horizon,
+        attention=config.backbone.attention,
+        alignment_heads=config.model.alignment_heads if config.model.alignment else None,
+        prefix=config.model.prefix,
+        dropout=config.model.dropout,
+        affine=config.model.affine,
+        shortcuts=_shortcuts(config, len(prompts), shortcuts),
+    )
+    return model.to(device)
+
+
+def _adapted_llama(
+    config: RunConfig,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    on_block: Callable[[int, LlamaDecoderLayer], None] | None,
+) -> nn.Module:
     llama = load_backbone(
-        backbone,
+        folder,
         num_blocks=config.backbone.num_blocks,
         quantization=config.backbone.quantization,
         dtype=dtype,
         device=device,
         init=config.backbone.init,
         seed=config.train.seed,
+        on_block=on_block,
     )
     torch.manual_seed(config.train.seed)
     if config.train.gradient_checkpointing:
         llama.gradient_checkpointing_enable({"use_reentrant": False})
-    adapted: nn.Module = llama
-    if config.dlora.enabled:
-        with warnings.catch_warnings():
-            # PEFT asks transformers by a name that transformers 6 will drop.
-            warnings.simplefilter("ignore", FutureWarning)
-            adapted = get_peft_model(llama, dlora_config(config.dlora))
-    model = TimeLlama(
-        adapted,
-        prompt_PD,
-        num_channels=num_channels,
-        context_len=config.data.context_len,
-        horizon=config.data.horizon,
-        attention=config.backbone.attention,
-        alignment_heads=config.model.alignment_heads if config.model.alignment else None,
-        dropout=config.model.dropout,
-        affine=config.model.affine,
-    )
-    return model.to(device)
+    if not config.dlora.enabled:
+        return llama
+    with warnings.catch_warnings():
+        # PEFT asks transformers by a name that transformers 6 will drop.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(llama, dlora_config(config.dlora))
+
+
+def _stand_in(config: RunConfig, *, hidden_size: int) -> nn.Module:
+    torch.manual_seed(config.train.seed)
+    if config.backbone.kind == "none":
+        return NoBackbone()
+    return AttentionBlock(hidden_size, num_heads=config.model.alignment_heads)
+
+
+def _shortcuts(
+    config: RunConfig, num_datasets: int, maps: Sequence[Tensor] | None
+) -> list[LinearShortcut]:
+    if config.model.shortcut == "none":
+        return []
+    shape = (config.data.context_len, config.data.horizon)
+    trainable = config.model.shortcut == "trainable"
+    return [
+        LinearShortcut(map_LH, shape, trainable=trainable)
+        for map_LH in maps or [torch.zeros(shape)] * num_datasets
+    ]
 
 
 def dlora_config(section: DLoraSection) -> DLoraConfig:
@@ -179,6 +256,12 @@ def dlora_config(section: DLoraSection) -> DLoraConfig:
     )
 
 
+def adapted_linears(section: DLoraSection) -> list[str]:
+    """Names of a block's linears with a pool, in the order of the routers' modules."""
+    targets = section.target_modules or LLAMA_LINEARS
+    return [name for name in LLAMA_LINEARS if name in targets]
+
+
 def parameter_counts(model: TimeLlama) -> dict[str, int]:
     """Trained, frozen and active (trained ones acting on one input) numbers of parameters.
 
@@ -195,4 +278,4 @@ def parameter_counts(model: TimeLlama) -> dict[str, int]:
 
 def _elements(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
-    return int(state.shape.numel()) if state is not None else parameter.numel()
+    return int(state.shape.numel()) if state is not None else num_elements(parameter)

@@ -267,7 +267,9 @@ def test_frozen_bytes_counts_a_partitioned_parameter_by_its_shard():
     layer = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
     layer.weight.ds_tensor = torch.empty(32)
     layer.weight.data = torch.empty(0)
+    layer.weight.ds_numel = 64
     assert frozen_bytes(layer) == 32 * 4
+    assert frozen_bytes(layer, unsharded=True) == 64 * 4
 
 
 def test_a_missing_tensor_is_named_with_its_file(folder):

@@ -1,0 +1,79 @@
+"""The linear shortcut inside the model: where a run starts, what trains, what is missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection, RunConfig
+from timellama_dist.engine.baselines import fill_missing
+from timellama_dist.modeling.shortcut import LinearShortcut, fill_forward
+from timellama_dist.modeling.timellama import TimeLlama, build_model
+
+CONTEXT, HORIZON = 12, 4
+
+
+def model(llama: Path, maps: list[torch.Tensor] | None, **section) -> TimeLlama:
+    config = RunConfig(
+        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
+        backbone=BackboneSection(name=str(llama), num_blocks=2),
+        model=ModelSection(alignment_heads=4, **section),
+    )
+    return build_model(
+        config, llama, num_channels=3, prompts=["the a", "of b"], shortcuts=maps
+    ).eval()
+
+
+def random_map(context: int = CONTEXT, horizon: int = HORIZON) -> torch.Tensor:
+    raw = torch.rand(context, horizon, generator=torch.Generator().manual_seed(context))
+    return raw / raw.sum(dim=0)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_run_begins_with_the_map_of_each_data_set(tiny_llama: Path, affine: bool) -> None:
+    maps = [random_map(), random_map(8, 3)]
+    started = model(tiny_llama, maps, shortcut="frozen", affine=affine)
+    past = 5 + 3 * torch.randn(2, CONTEXT, 3, generator=torch.Generator().manual_seed(0))
+    past[0, 3:5, 1] = past[1, -1, 0] = torch.nan
+    filled = torch.from_numpy(fill_missing(past.numpy()))
+    for number, (steps, map_LH) in enumerate(zip((12, 8), maps, strict=True)):
+        expected = torch.einsum("blc,lh->bhc", filled[:, -steps:], map_LH)
+        found = started(past, number)[:, : map_LH.shape[1]]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_step_moves_the_head_and_a_trainable_map(tiny_llama: Path) -> None:
+    for kind in ("frozen", "trainable"):
+        started = model(tiny_llama, [random_map(), random_map()], shortcut=kind)
+        started(torch.randn(2, CONTEXT, 3)).square().mean().backward()
+        gradients = {name: p.grad for name, p in started.named_parameters() if p.grad is not None}
+        moved = {name for name, gradient in gradients.items() if gradient.any()}
+        assert {"head.weight", "head.bias"} <= moved
+        assert ("shortcuts.0.map_LH" in moved) == (kind == "trainable")
+
+
+def test_a_frozen_map_keeps_its_precision_where_the_model_is_cast() -> None:
+    map_LH = random_map()
+    frozen = LinearShortcut(map_LH, (CONTEXT, HORIZON)).bfloat16()
+    assert torch.equal(frozen.map_LH, map_LH)
+    trained = LinearShortcut(map_LH, (CONTEXT, HORIZON), trainable=True).bfloat16()
+    assert trained.map_LH.dtype == torch.bfloat16
+    past = torch.randn(2, CONTEXT, 3)
+    assert trained(past, past.mean(dim=1, keepdim=True)).dtype == torch.float32
+
+
+def test_missing_values_are_filled_as_the_linear_baseline_fills_them() -> None:
+    rng = np.random.default_rng(0)
+    past = rng.normal(size=(20, CONTEXT, 3))
+    past[rng.random(past.shape) < 0.4] = np.nan
+    past[3, :, 1] = np.nan
+    np.testing.assert_array_equal(fill_forward(torch.from_numpy(past)).numpy(), fill_missing(past))
+
+
+def test_without_a_shortcut_there_is_none(tiny_llama: Path) -> None:
+    plain = model(tiny_llama, None)
+    assert not plain.shortcuts
+    assert plain.head.weight.any()
+    assert replace(ModelSection()).shortcut == "none"

@@ -1,0 +1,66 @@
+"""The linear shortcut: a map from context to horizon beside the LLM path, fitted before training.
+
+With it the LLM path starts at zero, so a run begins with the forecasts of `engine.linear`'s map.
+
+Shapes: B batch, C channels, L context, H horizon.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearShortcut(nn.Module):
+    """What a linear map, one for all channels, forecasts beyond a window's mean.
+
+    Args:
+        map_LH: the map, shape (L, H); of windows and forecasts that are shorter than the model's,
+            its last rows and first columns.
+        shape: the model's (L, H).
+        trainable: let it train; else it stays, in float32 whatever the rest is in.
+    """
+
+    def __init__(self, map_LH: Tensor, shape: tuple[int, int], *, trainable: bool = False) -> None:
+        super().__init__()
+        whole_LH = torch.zeros(shape)
+        whole_LH[shape[0] - map_LH.shape[0] :, : map_LH.shape[1]] = map_LH
+        if trainable:
+            self.map_LH = nn.Parameter(whole_LH)
+        else:
+            self.register_buffer("map_LH", whole_LH)
+
+    def forward(self, past_BLC: Tensor, mean_B1C: Tensor) -> Tensor:
+        """Forecast windows less their means, shape (B, H, C).
+
+        The map's columns add up to 1, so that the mean itself would come back as it is.
+
+        Args:
+            past_BLC: the windows; a missing value (NaN) is filled with the last one before it.
+            mean_B1C: their means.
+        """
+        centred_BCL = (fill_forward(past_BLC) - mean_B1C).transpose(1, 2)
+        beyond_BCH = centred_BCL.to(self.map_LH.dtype) @ self.map_LH
+        return beyond_BCH.to(past_BLC.dtype).transpose(1, 2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to another device, but keep a frozen map's precision.
+
+        DeepSpeed casts whole modules to bf16, in which a ridge loses what it knows.
+        """
+        if isinstance(self.map_LH, nn.Parameter):
+            moved: Any = super()._apply(fn, recurse)
+            return moved
+        self.map_LH = self.map_LH.to(fn(self.map_LH[:0]).device)
+        return self
+
+
+def fill_forward(past_BLC: Tensor) -> Tensor:
+    """As `engine.baselines.fill_missing`, but without a branch: every rank runs one graph."""
+    observed_BLC = ~past_BLC.isnan()
+    first_B1C = observed_BLC.int().argmax(dim=1, keepdim=True)
+    steps_L1 = torch.arange(past_BLC.shape[1], device=past_BLC.device)[:, None]
+    source_BLC = torch.where(observed_BLC, steps_L1, first_B1C).cummax(dim=1).values
+    filled_BLC = past_BLC.gather(1, source_BLC)
+    return torch.where(filled_BLC.isnan(), 0.0, filled_BLC)
