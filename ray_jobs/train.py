@@ -2,7 +2,7 @@
 
 python ray_jobs/train.py
 python ray_jobs/train.py --data.path my_table.csv --data.horizon 24
-ray job submit --working-dir . -- python ray_jobs/train.py --config ray_jobs/configs/etth1_96.yaml
+ray job submit --working-dir . -- python ray_jobs/train.py --config ray_jobs/configs/etth1.yaml
 """
 
 import sys

@@ -32,12 +32,20 @@ _RUN_KEYS = {
     "optimizer.type": "the run (AdamW)",
     "optimizer.params.lr": "train.learning_rate",
     "optimizer.params.weight_decay": "train.weight_decay",
+    "optimizer.params.torch_adam": "the run (torch's AdamW)",
+    "zero_force_ds_cpu_optimizer": "the run (torch's AdamW)",
     "bf16.enabled": "train.precision",
 }
+_SECTIONS = ("zero_optimization", "optimizer", "optimizer.params", "bf16")
+# By these DeepSpeed skips a step whose gradient isn't finite; they are true where nobody says it.
+_CHECKS = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
+# What torch's AdamW takes where nobody says otherwise.
+_ADAM_DEFAULTS = {"betas": [0.9, 0.999], "eps": 1e-8}
 _SMALLEST_BUCKET = 1 << 22  # elements
 _UNSUPPORTED = {
     "scheduler": "the schedule is train.schedule",
     "fp16": "4-bit backbones train in fp32 or bf16 here: see train.precision",
+    "bfloat16": "the key is bf16",
     "amp": "see train.precision",
     "data_types": "see train.precision",
     "train_batch": "the key is train_batch_size",
@@ -60,8 +68,12 @@ def load_policy(path: str | None) -> dict[str, Any]:
         raise ConfigError(
             f"deepspeed: {path} is not JSON: {error.msg} in line {error.lineno}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"deepspeed: {path} is not JSON: {error}") from error
     if not isinstance(policy, dict):
-        raise ConfigError(f"deepspeed: {path} must hold one JSON object, got a {type(policy)}")
+        raise ConfigError(
+            f"deepspeed: {path} must hold one JSON object, got a {type(policy).__name__}"
+        )
     return policy
 
 
@@ -93,28 +105,63 @@ def resolve_deepspeed(
         ConfigError: the policy contradicts the run, asks for what is not supported, or leaves an
             "auto" that nothing here decides.
     """
+    resolved = deepcopy(dict(policy))
+    if isinstance(resolved.get("fp16"), dict) and resolved["fp16"].get("enabled") == "auto":
+        resolved["fp16"]["enabled"] = False
     for key, remedy in _UNSUPPORTED.items():
-        value = policy.get(key)
+        value = resolved.get(key)
         if value and not (isinstance(value, dict) and value.get("enabled") is False):
             raise ConfigError(f"deepspeed: {key} cannot be set in the DeepSpeed file; {remedy}")
-    stage = policy.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    _check_sections(resolved)
+    stage = resolved.get("zero_optimization", {}).get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise ConfigError(f"deepspeed: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
-    resolved = deepcopy(dict(policy))
-    for key, value in _run_values(config, world_size, use_gpu).items():
+    for key, value in _run_values(config, use_gpu).items():
         _set(resolved, key, value)
+    for key, value in batch_sizes(config, world_size).items():
+        _set(resolved, key, value)
+    adam = resolved["optimizer"]["params"]
+    adam |= {key: value for key, value in _ADAM_DEFAULTS.items() if adam.get(key) == "auto"}
     _set_auto_sizes(resolved, hidden_size)
     for path in _remaining_auto(resolved):
         raise ConfigError(f'deepspeed: {path} is "auto", which only the run\'s own keys may be')
     return resolved
 
 
-def _run_values(config: RunConfig, world_size: int, use_gpu: bool) -> dict[str, Any]:
+def _check_sections(policy: Mapping[str, Any]) -> None:
+    for dotted in _SECTIONS:
+        value: Any = policy
+        for key in dotted.split("."):
+            value = value.get(key, {})
+        if not isinstance(value, dict):
+            raise ConfigError(f"deepspeed: {dotted} must be a JSON object, got {value!r}")
+    for section, key in _CHECKS:
+        said = policy.get(section, {}).get(key, True)
+        if said is not True:
+            raise ConfigError(
+                f"deepspeed: {section}.{key} must be true, got {said!r}: a step whose gradient is "
+                "not finite is skipped"
+            )
+
+
+def batch_sizes(config: RunConfig, world_size: int) -> dict[str, int]:
+    """How DeepSpeed is told of the global batch on so many workers.
+
+    Where workers don't divide the micro-batches, the last turn has empty places, which DeepSpeed
+    counts and the loop gives no weight (`train_step`).
+    """
+    train = config.train
+    turns = -(-train.batch_size // (train.micro_batch_size * world_size))
+    return {
+        "train_batch_size": turns * train.micro_batch_size * world_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": turns,
+    }
+
+
+def _run_values(config: RunConfig, use_gpu: bool) -> dict[str, Any]:
     train = config.train
     values: dict[str, Any] = {
-        "train_batch_size": train.batch_size,
-        "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // (train.micro_batch_size * world_size),
         "gradient_clipping": train.clip_norm,
         "optimizer.type": "AdamW",
         "optimizer.params.lr": train.learning_rate,
@@ -166,3 +213,6 @@ def _remaining_auto(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _remaining_auto(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _remaining_auto(item, f"{path}[{index}]")

@@ -4,11 +4,14 @@ Bounds that one section can judge alone are checked here; rules that need the da
 or the cluster are checked by who knows them, on the driver, before a worker starts.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
 from timellama_dist.errors import ConfigError
+
+DEFAULT_DATA = "epf"
 
 
 def _require(condition: bool, key: str, bound: str, value: object) -> None:
@@ -17,40 +20,160 @@ def _require(condition: bool, key: str, bound: str, value: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSection:
-    """The series to learn from."""
+class DataSet:
+    """What is said of one data set."""
 
-    path: str = "epf"
-    """A prepared folder (with manifest.json), a CSV or Parquet file, or a public set: epf."""
-    context_len: int = 512
-    """Steps of the past that a forecast sees (L)."""
-    horizon: int = 96
-    """Steps to forecast (H)."""
+    path: str | None = None
+    """A prepared folder or its URI (s3://...), a CSV or Parquet file, or a public set; epf if none.
+    """
     split: tuple[float, float, float] | None = None
-    """Train, validation, test: three shares (0.7, 0.1, 0.2 if not given) or three row counts."""
+    """Train, validation, test: three shares (0.7, 0.1, 0.2 if not given) or three row counts;
+    0 rows of train: all but the last."""
     series: Literal["separate", "channels"] | None = None
     """Long tables: is each unique_id a series of its own, or a channel of one series?"""
     columns: list[str] | None = None
     """Value columns to use; all of the table's if not given."""
+    layout: Literal["auto", "wide", "long", "rows"] = "auto"
+    """Of a table: a column a channel; unique_id, ds and values; or a row a series, without times
+    (M4)."""
     timestamps: Literal["check", "ignore"] = "check"
     """check refuses unordered, duplicate or missing time steps; ignore takes rows as they stand."""
+    duplicates: Literal["refuse", "first", "last"] = "refuse"
+    """Rows of one series with the same time: refuse them, or keep the first or the last."""
+    gaps: Literal["refuse", "reindex"] = "refuse"
+    """Missing time steps: refuse them, or put in rows without values."""
+    time_zone: str | None = None
+    """Of local times without an offset, such as Europe/Paris; they become UTC."""
+    frequency: str | None = None
+    """pandas alias of the step, such as h or 15min; learned from the times if not given."""
+    split_by: Literal["time", "series"] = "time"
+    """Each series in parts, or each wholly in one part."""
+    missing: Literal["refuse", "ffill", "interpolate", "mask"] = "refuse"
+    """Empty values: refuse; fill with the last value before; interpolate in time; or leave
+    out of loss and metrics."""
     prompt: str | None = None
     """What the data are, in words; the default comes from the manifest."""
     train_fraction: float = 1.0
     """Few-shot: the first share of the training part that is used."""
+    short_series: Literal["skip", "pad"] = "skip"
+    """Series shorter than a window: skip them, or pad their past on the left and leave it out."""
+
+    def check(self, key: str) -> None:
+        """Refuse a value out of its bound; `key` is where this set stands in the configuration.
+
+        Raises:
+            ConfigError: named by its key.
+        """
+        _require(
+            0 < self.train_fraction <= 1, f"{key}.train_fraction", "in (0, 1]", self.train_fraction
+        )
+        if self.split is not None:
+            train, validation, test = self.split
+            last_rows = train == 0 and min(validation, test) >= 1
+            _require(
+                min(self.split) > 0 or last_rows,
+                f"{key}.split",
+                "three positive numbers, or [0, V, T] rows",
+                list(self.split),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePart(DataSet):
+    """One of several data sets; the section that holds it checks it, for it knows its place."""
+
+    path: str = ""
+    """A prepared folder or its URI (s3://...), a CSV or Parquet file, or a public set: epf."""
+    name: str | None = None
+    """What metrics and forecasts call it; the data set's own name if not given."""
+    weight: float | None = None
+    """Share of the steps, relative to the others'; its number of training windows if not given."""
+    context_len: int | None = None
+    """Its own steps of the past, at most the run's; the rest is left out."""
+    horizon: int | None = None
+    """Its own steps to forecast, at most the run's."""
+
+    def check(self, key: str) -> None:
+        """Refuse a value out of its bound, named by its key."""
+        _require(bool(self.path), f"{key}.path", "given", self.path)
+        super().check(key)
+        _require(
+            self.weight is None or 0 < self.weight < math.inf,
+            f"{key}.weight",
+            "above 0 and finite",
+            self.weight,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(DataSet):
+    """The series to learn from: one data set (epf if no path is given), or a mixture of several."""
+
+    context_len: int = 512
+    """Steps of the past that a forecast sees (L)."""
+    fit_context: bool = False
+    """Shorten context_len to what the length of the series suggests; see data/windows.py."""
+    horizon: int = 96
+    """Steps to forecast (H)."""
+    mixture: list[MixturePart] | None = None
+    """Several data sets in one run instead of path; batches are of one set at a time."""
 
     def __post_init__(self) -> None:
         _require(self.context_len >= 1, "data.context_len", "at least 1", self.context_len)
         _require(self.horizon >= 1, "data.horizon", "at least 1", self.horizon)
-        _require(
-            0 < self.train_fraction <= 1, "data.train_fraction", "in (0, 1]", self.train_fraction
-        )
-        if self.split is not None:
+        self.check("data")
+        if self.mixture is not None:
+            self._check_mixture(self.mixture)
+
+    @property
+    def parts(self) -> list[MixturePart]:
+        """The run's data sets; a run over one is a mixture of one."""
+        if self.mixture is not None:
+            return self.mixture
+        said = {key.name: getattr(self, key.name) for key in fields(DataSet)}
+        return [MixturePart(**said | {"path": DEFAULT_DATA if self.path is None else self.path})]
+
+    def with_parts(self, parts: Sequence[MixturePart]) -> Self:
+        """This section with its data sets replaced, as many as there were."""
+        if self.mixture is not None:
+            return replace(self, mixture=list(parts))
+        (part,) = parts
+        return replace(self, **{key.name: getattr(part, key.name) for key in fields(DataSet)})
+
+    def lengths(self, part: MixturePart) -> tuple[int, int]:
+        """Context and horizon of a part's own windows, at most the run's."""
+        return part.context_len or self.context_len, part.horizon or self.horizon
+
+    def part_key(self, number: int) -> str:
+        """How the user calls the part of that number: `data` or `data.mixture[1]`."""
+        return "data" if self.mixture is None else f"data.mixture[{number}]"
+
+    def _check_mixture(self, mixture: Sequence[MixturePart]) -> None:
+        _require(len(mixture) >= 1, "data.mixture", "at least one data set", mixture)
+        for key in fields(DataSet):
             _require(
-                all(part > 0 for part in self.split),
-                "data.split",
-                "three positive numbers",
-                list(self.split),
+                getattr(self, key.name) == key.default,
+                f"data.{key.name}",
+                "left out beside data.mixture, whose parts have their own",
+                getattr(self, key.name),
+            )
+        for number, part in enumerate(mixture):
+            part.check(self.part_key(number))
+            for name, own, most in (
+                ("context_len", part.context_len, self.context_len),
+                ("horizon", part.horizon, self.horizon),
+            ):
+                _require(
+                    own is None or 1 <= own <= most,
+                    f"{self.part_key(number)}.{name}",
+                    f"between 1 and data.{name}={most}",
+                    own,
+                )
+            _require(
+                (part.weight is None) == (mixture[0].weight is None),
+                f"{self.part_key(number)}.weight",
+                "given for all parts or for none, for weights are relative to each other",
+                part.weight,
             )
 
 
@@ -70,6 +193,8 @@ class BackboneSection:
     """Which channels see which: earlier ones, all, or each alone."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random: the same blocks with random weights, to measure what pretraining adds."""
+    kind: Literal["llama", "attention", "none"] = "llama"
+    """To measure what the blocks add: one trained block of attention in their place, or nothing."""
 
     def __post_init__(self) -> None:
         _require(self.num_blocks >= 1, "backbone.num_blocks", "at least 1", self.num_blocks)
@@ -118,8 +243,13 @@ class ModelSection:
     """Heads of that attention (K)."""
     dropout: float = 0.1
     """Dropout on the tokens before the backbone and on its output."""
+    prefix: bool = False
+    """The prompt's embeddings go through the backbone before the series' tokens."""
     affine: bool = False
     """A learned scale and shift per channel in the instance normalisation."""
+    shortcut: Literal["none", "frozen", "trainable"] = "none"
+    """A linear map from context to horizon, fitted before training; the rest starts at zero beside
+    it."""
 
     def __post_init__(self) -> None:
         _require(
@@ -155,24 +285,46 @@ class TrainSection:
     loss: Literal["mse", "mae", "huber"] = "mse"
     """On z-scored values."""
     validate_every: int | None = None
-    """Steps between validations; an epoch if not given."""
+    """Steps between validations; if not given, an epoch or 250 steps, whichever is less."""
+    average_steps: int = 0
+    """Validate and keep a running mean of the weights, over about so many steps; 0: the weights."""
     patience: int = 3
     """Validations without improvement before the run stops early; 0 never stops early."""
     log_every: int = 10
     """Steps between lines of history.jsonl."""
+    save_every: int | None = None
+    """Steps between checkpoints besides those at validations."""
+    max_skipped_steps: int = 10
+    """A run ends after so many steps in a row whose loss or gradient is not finite; each is
+    skipped."""
+    backoff_steps: int = 100
+    """Steps of half the learning rate after a skipped one, and after going back."""
+    rollback_on_spike: float | None = None
+    """Go back to the last validation's weights when the logged loss exceeds that many times its
+    running median."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs, fp32 on CPUs."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "micro_batch_size", "log_every"):
+        for key in ("epochs", "batch_size", "micro_batch_size", "log_every", "max_skipped_steps"):
             _require(getattr(self, key) >= 1, f"train.{key}", "at least 1", getattr(self, key))
-        for key in ("max_steps", "validate_every"):
+        for key in ("max_steps", "validate_every", "save_every"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"train.{key}", "at least 1", value)
-        for key in ("weight_decay", "clip_norm", "patience", "seed"):
+        for key in (
+            "weight_decay",
+            "clip_norm",
+            "average_steps",
+            "patience",
+            "seed",
+            "backoff_steps",
+        ):
             _require(getattr(self, key) >= 0, f"train.{key}", ">= 0", getattr(self, key))
+        spike = self.rollback_on_spike
+        _require(spike is None or spike > 1, "train.rollback_on_spike", "above 1", spike)
+        _require(self.seed < 1 << 63, "train.seed", "below 2**63", self.seed)
         _require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
         _require(
             0 <= self.warmup_fraction < 1,
@@ -192,19 +344,41 @@ class TrainSection:
 class ScalingSection:
     """The workers Ray Train starts."""
 
-    num_workers: int = 2
-    """Processes, one GPU each where there are GPUs."""
+    num_workers: int | tuple[int, int] = 2
+    """Processes, one GPU each where there are GPUs; [least, most] takes what the cluster has."""
     use_gpu: bool | None = None
     """If not given: true where the cluster has GPUs."""
     cpus_per_worker: float | None = None
     """If not given: 1 beside a GPU; else what leaves one CPU for the data pipeline."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How workers are placed on nodes."""
+    network_interface: str | None = None
+    """Over which workers on several nodes talk, such as eth0; gloo and NCCL choose if not given."""
     max_failures: int = 1
     """Restarts from the last checkpoint after a worker died."""
 
+    @property
+    def elastic(self) -> bool:
+        """Workers may come and go."""
+        return not isinstance(self.num_workers, int)
+
+    @property
+    def least_workers(self) -> int:
+        """Below which the run waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers where the cluster has room for all."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
     def __post_init__(self) -> None:
-        _require(self.num_workers >= 1, "scaling.num_workers", "at least 1", self.num_workers)
+        _require(
+            1 <= self.least_workers <= self.most_workers,
+            "scaling.num_workers",
+            "at least 1, or [least, most]",
+            self.num_workers,
+        )
         _require(
             self.cpus_per_worker is None or self.cpus_per_worker > 0,
             "scaling.cpus_per_worker",
@@ -220,16 +394,34 @@ class RunSection:
 
     dir: str | None = None
     """The run directory; ~/timellama_runs/<data>-<time> if not given."""
+    storage_path: str | None = None
+    """Shared folder or URI (s3://...) for checkpoints and a copy of the results; the run directory
+    if not given."""
     resume: bool = False
     """Go on with the run in run.dir from its last checkpoint."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; each also holds the best weights by validation."""
+    max_failed_saves: int = 3
+    """Checkpoints in a row that the storage may refuse before the run stops."""
 
     def __post_init__(self) -> None:
-        _require(self.keep_checkpoints >= 1, "run.keep_checkpoints", ">= 1", self.keep_checkpoints)
+        for key in ("keep_checkpoints", "max_failed_saves"):
+            _require(getattr(self, key) >= 1, f"run.{key}", ">= 1", getattr(self, key))
         _require(
             not (self.resume and self.dir is None), "run.dir", "given with run.resume", self.dir
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSection:
+    """Where a run's numbers go besides history.jsonl and Ray's metrics."""
+
+    tensorboard: bool = True
+    """Event files in tensorboard/ of the run directory."""
+    mlflow: str | None = None
+    """MLflow's tracking URI: http://..., or sqlite:///mlflow.db without a server."""
+    wandb: str | None = None
+    """Project of Weights & Biases; with WANDB_MODE=offline nothing leaves the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,15 +437,28 @@ class RunConfig:
     deepspeed: str | None = None
     """A DeepSpeed JSON file (see ds_configs/); ZeRO-3 if not given."""
     run: RunSection = RunSection()
+    tracking: TrackingSection = TrackingSection()
 
     def __post_init__(self) -> None:
         micro_batches = self.train.batch_size // self.train.micro_batch_size
         _require(
-            micro_batches % self.scaling.num_workers == 0,
+            self.scaling.elastic or micro_batches % self.scaling.most_workers == 0,
             "scaling.num_workers",
             f"a divisor of the {micro_batches} micro-batches of a step (train.batch_size="
             f"{self.train.batch_size} / train.micro_batch_size={self.train.micro_batch_size})",
             self.scaling.num_workers,
+        )
+        _require(
+            self.scaling.most_workers <= micro_batches,
+            "scaling.num_workers",
+            f"at most {micro_batches} workers, one for each micro-batch of a step",
+            self.scaling.num_workers,
+        )
+        _require(
+            self.backbone.kind == "llama" or not self.dlora.enabled,
+            "dlora.enabled",
+            f"false beside backbone.kind={self.backbone.kind}, which has nothing to adapt",
+            self.dlora.enabled,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -264,13 +469,20 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild what `to_dict` gave; JSON's lists become the schema's tuples."""
         sections: dict[str, Any] = dict(values)
-        for field in fields(cls):
-            if field.name in sections and isinstance(field.default, _SECTIONS):
-                section = dict(sections[field.name])
-                if isinstance(section.get("split"), list):
-                    section["split"] = tuple(section["split"])
-                sections[field.name] = type(field.default)(**section)
+        for key in fields(cls):
+            if key.name in sections and isinstance(key.default, _SECTIONS):
+                sections[key.name] = type(key.default)(**_of_json(sections[key.name]))
         return cls(**sections)
+
+
+def _of_json(section: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(section)
+    for key in ("split", "num_workers"):
+        if isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
+    if values.get("mixture") is not None:
+        values["mixture"] = [MixturePart(**_of_json(part)) for part in values["mixture"]]
+    return values
 
 
 _SECTIONS = (
@@ -281,4 +493,5 @@ _SECTIONS = (
     TrainSection,
     ScalingSection,
     RunSection,
+    TrackingSection,
 )

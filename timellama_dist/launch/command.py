@@ -1,5 +1,6 @@
-"""What a command raises becomes its exit code: 0 done, 1 failed, 2 user's mistake, 130 Ctrl-C."""
+"""What a command raises becomes its exit code: 0 done, 1 failed, 2 user's mistake, 130 stopped."""
 
+import logging
 import signal
 import sys
 import threading
@@ -10,9 +11,23 @@ from typing import Any
 
 from timellama_dist.errors import InterruptedRunError, UserError
 
+# What Ray says at the end of a long traceback, and what to do about it.
+_REMEDIES = {
+    "ObjectStoreFullError": (
+        "a node's object store is full: give it more (ray start --object-store-memory BYTES), or "
+        "let fewer runs share the node"
+    ),
+    "OutOfDiskError": (
+        "a node's disk is full, where Ray spills what its object store cannot hold: free some, or "
+        "start Ray there with --temp-dir on a larger disk"
+    ),
+}
+
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; tell the user's mistakes in one line, everything else with its traceback."""
+    # On a CPU with AVX512-BF16, bitsandbytes asks for a kernel of a layout that is never used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         command()
     except UserError as error:
@@ -22,10 +37,14 @@ def run_command(command: Callable[[], None]) -> int:
         print(stop, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("stopped before a checkpoint was saved", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     except Exception:
-        traceback.print_exc()
+        text = traceback.format_exc()
+        print(text, end="", file=sys.stderr)
+        for name, remedy in _REMEDIES.items():
+            if name in text:
+                print(remedy, file=sys.stderr)
         return 1
     return 0
 

@@ -4,7 +4,10 @@ Workers append records to a small actor; the driver drains it, writes `history.j
 progress line. So nothing has to be read from a worker's own output, which stays in Ray's logs.
 """
 
+import asyncio
+import errno
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +16,8 @@ from uuid import uuid4
 
 import ray
 from tqdm import tqdm
+
+from timellama_dist.launch.cluster import on_this_node
 
 Record = dict[str, Any]
 
@@ -24,11 +29,11 @@ class Monitor:
     def start(cls) -> tuple[str, Any]:
         """Start the actor; its name, for `ray.get_actor` in a worker, and its handle."""
         name = f"timellama-monitor-{uuid4().hex[:12]}"
-        return name, ray.remote(cls).options(name=name, num_cpus=0).remote()
+        return name, ray.remote(cls).options(name=name, num_cpus=0, **on_this_node()).remote()
 
     def __init__(self) -> None:
         self._records: list[Record] = []
-        self._stop = False
+        self._stop = asyncio.Event()
 
     def append(self, record: Record) -> None:
         """Take one record from a worker."""
@@ -41,11 +46,14 @@ class Monitor:
 
     def request_stop(self) -> None:
         """Ask the workers to save and end after their current steps."""
-        self._stop = True
+        self._stop.set()
 
-    def stop_requested(self) -> bool:
-        """Has the driver asked the workers to end?"""
-        return self._stop
+    async def stop_requested(self) -> None:
+        """Return once the driver has asked the workers to end.
+
+        So that a worker asks once, and looks at each step without a message whether it is told.
+        """
+        await self._stop.wait()
 
 
 class ProgressLine:
@@ -63,18 +71,36 @@ class ProgressLine:
         self._last_line = 0.0
         self._total = 0
         self._validation = ""
+        self._unwritten: list[str] = []
+        self._refused = False
         self.step = 0
 
     def show(self, records: list[Record]) -> None:
         """Write records down and show them."""
         if not records:
             return
-        with self._history.open("a", encoding="utf-8") as file:
-            for record in records:
-                if record["kind"] in ("train", "validation"):
-                    file.write(json.dumps(record) + "\n")
+        kinds = ("train", "validation")
+        self._unwritten += [json.dumps(one) + "\n" for one in records if one["kind"] in kinds]
+        self._write_history()
         for record in records:
             getattr(self, f"_show_{record['kind']}")(record)
+
+    def _write_history(self) -> None:
+        """Write what is to be written; where the disk is full, it is kept for the next time."""
+        data = "".join(self._unwritten).encode()
+        try:
+            with self._history.open("ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(data) < len(data):
+                    # A full disk takes a part, and says so only at the next write.
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._refused:
+                self.say(f"{self._history} cannot be written: {error.strerror}; tried again later")
+            self._refused = True
+            return
+        self._unwritten, self._refused = [], False
 
     def close(self) -> None:
         """Leave the line as it is."""
@@ -98,9 +124,10 @@ class ProgressLine:
 
     def _show_train(self, record: Record) -> None:
         advanced, self.step = record["step"] - self.step, record["step"]
-        text = (
-            f"loss {record['loss']:.4f}{self._validation}, {record['windows_per_s']:.0f} windows/s"
-        )
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        text = f"loss {loss}{self._validation}, {record['windows_per_s']:.0f} windows/s"
+        if record["skipped_steps"]:
+            text += f", {record['skipped_steps']} steps skipped"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(advanced)
@@ -111,6 +138,9 @@ class ProgressLine:
             step_s = record["seconds"] / max(1, record["step"])
             left = tqdm.format_interval((self._total - self.step) * step_s)
             self.say(f"step {self.step}/{self._total}: {text}, {left} left")
+
+    def _show_saved(self, record: Record) -> None:
+        """What a search looks at; the validation before it was shown."""
 
     def _show_validation(self, record: Record) -> None:
         self._validation = f", validation {record['mse']:.4f}"

@@ -1,37 +1,35 @@
-"""Trains one run from the driver: plan, baselines, Ray Train, the run directory.
+"""Trains one run from the driver: plan, baselines, trainer, the run directory.
 
 python ray_jobs/train.py --help
 """
 
 import json
-import shutil
 import subprocess
-import threading
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timellama_dist.config.deepspeed import precision
-from timellama_dist.config.load import dump_config, load_config
+from timellama_dist.config.load import dump_config, load_config, load_run
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.errors import ConfigError, InterruptedRunError
+from timellama_dist.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from ray.train import Result
     from ray.train.torch import TorchTrainer
 
-    from timellama_dist.launch.cluster import Resources
+    from timellama_dist.data.mixture import PreparedSet
+    from timellama_dist.engine.linear import Float64
     from timellama_dist.launch.plan import RunPlan
+    from timellama_dist.modeling.exported import DatasetCard
+    from timellama_dist.storage import Place
 
 DESCRIPTION = """Train Time-LlaMA on a table of time series.
 
 Without arguments: the public data set epf (hourly electricity markets, 6 channels) with 4 blocks of
 SmolLM2-135M in 4 bits, on 2 workers with ZeRO-3."""
-
-_PACKAGES = ("timellama-dist", "torch", "transformers", "deepspeed", "ray", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,32 @@ class Outcome:
 
     run_dir: Path
     metrics: dict[str, Any]
+    copy: "Place | None"
+    """Where else the results lie."""
 
 
 def read_arguments(argv: Sequence[str]) -> RunConfig:
     """The run's configuration; a resumed run starts from what it was begun with.
 
     Raises:
-        ConfigError: see `load_config`.
+        ConfigError: see `load_config`; or there is no run to resume.
+        DataError: the run's storage refuses.
     """
     arguments: dict[str, str] = {"prog": "train.py", "description": DESCRIPTION}
-    config = load_config(argv, **arguments)
-    if not config.run.resume:
-        return config
-    begun = Path(str(config.run.dir)) / "config.yaml"
-    if not begun.is_file():
-        raise ConfigError(f"run.resume: {begun} does not exist, so there is no run to resume")
-    return load_config(["--config", str(begun), *argv], **arguments)
+    run = load_run(argv, **arguments)
+    if not run.resume:
+        return load_config(argv, **arguments)
+    from timellama_dist.launch.resume import check_resumed
+    from timellama_dist.launch.run_storage import begun_config
+    from timellama_dist.storage import copy_tree, open_place
+
+    begun = begun_config(RunConfig(run=run))
+    with tempfile.TemporaryDirectory() as scratch:
+        here = open_place(scratch) / begun.name
+        copy_tree(begun, here)
+        resumed = load_config(["--config", here.path, *argv], **arguments)
+        check_resumed(load_config(["--config", here.path], **arguments), resumed)
+        return resumed
 
 
 def train(config: RunConfig) -> Outcome:
@@ -65,61 +73,79 @@ def train(config: RunConfig) -> Outcome:
         ConfigError: the configuration can't be run.
         DataError: the data can't be used.
         InterruptedRunError: the user pressed Ctrl-C; a checkpoint was saved.
+        FloatingPointError: loss, gradient or validation were not finite, see `engine.loop`.
         TrainingFailedError: a worker failed more than `scaling.max_failures` times.
     """
-    from timellama_dist.launch.baselines import score_baselines
     from timellama_dist.launch.cluster import connected, plan_resources
+    from timellama_dist.launch.describe import describe
     from timellama_dist.launch.monitor import Monitor
-    from timellama_dist.launch.plan import describe, plan_run
+    from timellama_dist.launch.nodes import check_nodes
+    from timellama_dist.launch.run_storage import copy_results
+    from timellama_dist.launch.trainer import fit, make_trainer
 
-    run_dir = _run_dir(config)
-    plan = plan_run(replace(config, run=replace(config.run, dir=str(run_dir))))
+    run_dir, plan = plan_with_dir(config)
     print(describe(plan), flush=True)
     with connected():
         resources = plan_resources(config.scaling)
         if precision(config, use_gpu=resources.use_gpu) == "bf16" and not resources.use_gpu:
             print("note: train.precision=bf16 on a CPU is many times slower than fp32", flush=True)
-        data = _open_run_dir(plan, run_dir)
-        baselines = score_baselines(data, plan.config.data)
+        check_nodes(plan)
+        sets = _open_run_dir(plan, run_dir)
+        maps = fit_shortcuts(plan, sets)
+        baselines = _baselines(plan, sets, maps)
         name, monitor = Monitor.start()
-        result = _fit(_trainer(plan, data, resources, name), monitor, run_dir)
+        found = fit(make_trainer(plan, sets, maps, resources, name), monitor, plan.config)
+    checkpoint = found.pop("checkpoint")
     metrics = {
-        **{key: value for key, value in (result.metrics or {}).items() if key != "step"},
-        "baselines": baselines,
-        "world_size": config.scaling.num_workers,
+        **{key: value for key, value in found.items() if key != "step"},
+        **_with_baselines(found["by_dataset"], baselines),
         "zero_stage": plan.policy.get("zero_optimization", {}).get("stage", 0),
         "versions": versions(),
     }
-    _write_results(run_dir, result, metrics)
-    return Outcome(run_dir, metrics)
+    _write_results(plan.config, checkpoint, metrics)
+    return Outcome(run_dir, metrics, copy_results(plan.config))
 
 
-def build_trainer(config: RunConfig) -> "TorchTrainer":
+def build_trainer(
+    config: RunConfig,
+    *,
+    maps: "Sequence[Float64] | None" = None,
+    monitor: str | None = None,
+    test: bool = True,
+) -> "TorchTrainer":
     """Ray Train's trainer for a configuration, to `fit()` in a Ray program of one's own.
 
-    Ray must be initialised. `config.run.dir` is made, with the prepared data in it.
+    Ray must be initialised. `config.run.dir` is made, with the prepared data in it. The result's
+    `return_value` is that of `engine.worker.train_worker`.
+
+    Args:
+        config: the run.
+        maps: the linear map of each data set, if `model.shortcut`; fitted here if not given.
+        monitor: name of the actor that workers tell their progress, if somebody listens.
+        test: score the test part and export the model at the end.
 
     Raises:
         ConfigError: the configuration can't be run.
         DataError: the data can't be used.
     """
     from timellama_dist.launch.cluster import plan_resources
-    from timellama_dist.launch.plan import plan_run
+    from timellama_dist.launch.nodes import check_nodes
+    from timellama_dist.launch.trainer import make_trainer
 
-    run_dir = _run_dir(config)
-    plan = plan_run(replace(config, run=replace(config.run, dir=str(run_dir))))
+    run_dir, plan = plan_with_dir(config)
     resources = plan_resources(config.scaling)
-    return _trainer(plan, _open_run_dir(plan, run_dir), resources, monitor=None)
+    check_nodes(plan)
+    sets = _open_run_dir(plan, run_dir)
+    if maps is None:
+        maps = [] if config.model.shortcut == "none" else fit_shortcuts(plan, sets)
+    return make_trainer(plan, sets, maps, resources, monitor, test=test)
 
 
 def versions() -> dict[str, str]:
     """Installed versions of what a result depends on, and this project's commit."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    from timellama_dist.launch.nodes import installed_versions
+
+    found = installed_versions()
     root = Path(__file__).parents[2]
     if (root / ".git").exists():
         git = subprocess.run(
@@ -132,13 +158,50 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _run_dir(config: RunConfig) -> Path:
-    from timellama_dist.launch.plan import data_name
+def plan_with_dir(config: RunConfig, prefix: str = "") -> tuple[Path, "RunPlan"]:
+    """The run directory, not made yet, and the plan of a run whose storage takes files.
+
+    Args:
+        config: the run.
+        prefix: of the directory's name where the user gave it none.
+
+    Raises:
+        ConfigError: the configuration can't be run.
+        DataError: the data can't be used, or the storage refuses.
+    """
+    from timellama_dist.launch.plan import plan_run
+    from timellama_dist.launch.resume import check_data
+    from timellama_dist.launch.run_storage import check_storage
+    from timellama_dist.launch.tracking import check_tracking
+    from timellama_dist.storage import open_place
+
+    run_dir, storage = _run_dir(config, prefix), config.run.storage_path
+    run = replace(
+        config.run,
+        dir=str(run_dir),
+        # Absolute, so that config.yaml means the same from any folder.
+        storage_path=None if storage is None else open_place(storage).uri,
+    )
+    plan = plan_run(replace(config, run=run))
+    check_storage(plan.config)
+    check_tracking(plan.config)
+    if config.run.resume:
+        check_data(plan.config, plan.sets)
+    return run_dir, plan
+
+
+def _run_dir(config: RunConfig, prefix: str) -> Path:
+    from timellama_dist.launch.plan import run_name
+    from timellama_dist.storage import open_place
 
     if config.run.dir is None:
         # In the user's home: a submitted job's own folder is Ray's to delete.
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        return Path.home() / "timellama_runs" / f"{data_name(config.data.path)}-{stamp}"
+        return Path.home() / "timellama_runs" / f"{prefix}{run_name(config.data)}-{stamp}"
+    if not open_place(config.run.dir).is_local:
+        raise ConfigError(
+            f"run.dir must be a local folder, got {config.run.dir!r}; a URI is for run.storage_path"
+        )
     run_dir = Path(config.run.dir).expanduser().resolve()
     if run_dir.exists() and any(run_dir.iterdir()) and not config.run.resume:
         raise ConfigError(
@@ -147,127 +210,104 @@ def _run_dir(config: RunConfig) -> Path:
     return run_dir
 
 
-def _open_run_dir(plan: "RunPlan", run_dir: Path) -> Path:
+def _open_run_dir(plan: "RunPlan", run_dir: Path) -> list["PreparedSet"]:
     """Make the run directory, with what the run was resolved to; returns the prepared data."""
+    from timellama_dist.launch.run_storage import CONFIG, copy_config
+
     run_dir.mkdir(parents=True, exist_ok=True)
-    data = plan.prepared_data(run_dir)
-    dump_config(plan.config, run_dir / "config.yaml")
-    return data
+    sets = plan.prepared_data(run_dir)
+    dump_config(plan.config, run_dir / CONFIG)
+    copy_config(plan.config)
+    return sets
 
 
-def _trainer(
-    plan: "RunPlan", data: Path, resources: "Resources", monitor: str | None
-) -> "TorchTrainer":
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+def fit_shortcuts(plan: "RunPlan", sets: Sequence["PreparedSet"]) -> list["Float64"]:
+    """The linear map of each data set."""
+    from timellama_dist.launch.baselines import fit_shortcut
 
-    from timellama_dist.data.manifest import Manifest
-    from timellama_dist.engine.worker import WorkerSpec, train_worker
-
-    config = plan.config
-    run_dir = Path(str(config.run.dir))
-    deepspeed = plan.deepspeed(use_gpu=resources.use_gpu)
-    (run_dir / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2), encoding="utf-8")
-    spec = WorkerSpec(
-        config=config.to_dict(),
-        deepspeed=deepspeed,
-        data=str(data),
-        prompt=plan.prompt(Manifest.load(data)),
-        use_gpu=resources.use_gpu,
-        monitor=monitor,
-    )
-    per_worker = {"CPU": resources.cpus_per_worker}
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=asdict(spec),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.scaling.num_workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker=per_worker | ({"GPU": 1} if resources.use_gpu else {}),
-            placement_strategy=config.scaling.placement,
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray Train resumes by itself where name and storage_path hold a run.
-            storage_path=str(run_dir),
-            name="checkpoints",
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.run.keep_checkpoints),
-            failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures),
-        ),
-    )
+    data = plan.config.data
+    return [fit_shortcut(one.path, data, part) for one, part in zip(sets, data.parts, strict=True)]
 
 
-def _fit(trainer: "TorchTrainer", monitor: Any, run_dir: Path) -> "Result":
-    """Run the trainer in a thread while this one shows progress and listens for Ctrl-C."""
-    import ray
+def _baselines(
+    plan: "RunPlan", sets: Sequence["PreparedSet"], maps: Sequence["Float64"]
+) -> dict[str, Any]:
+    """By data set."""
+    from timellama_dist.launch.baselines import score_baselines
 
-    from timellama_dist.launch.command import on_interrupt
-    from timellama_dist.launch.monitor import ProgressLine
-
-    outcome: dict[str, Any] = {}
-    done = threading.Event()
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        # Whatever it is, it is the main thread's to raise.
-        except BaseException as error:
-            outcome["error"] = error
-        finally:
-            done.set()
-
-    threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    line = ProgressLine(run_dir / "history.jsonl")
-
-    def stop() -> None:
-        monitor.request_stop.remote()
-        line.say("stopping: saving a checkpoint (Ctrl-C again leaves at once)")
-
-    try:
-        with on_interrupt(stop):
-            ended = False
-            while not ended:
-                ended = done.wait(timeout=0.5)
-                line.show(ray.get(monitor.drain.remote()))
-    finally:
-        line.close()
-    if error := outcome.get("error"):
-        if any((run_dir / "checkpoints").glob("checkpoint_*/state.json")):
-            error.add_note(f"a checkpoint was saved; {_how_on(run_dir)}")
-        raise error
-    result: Result = outcome["result"]
-    if "test" not in (result.metrics or {}):
-        raise InterruptedRunError(
-            f"stopped at step {(result.metrics or {}).get('step')}; {_how_on(run_dir)}"
-        )
-    return result
+    data = plan.config.data
+    return {
+        one.name: score_baselines(one.path, data, part, map_LH)
+        for one, part, map_LH in zip(sets, data.parts, maps, strict=True)
+    }
 
 
-def _how_on(run_dir: Path) -> str:
-    return f"go on with: python ray_jobs/train.py --run.dir {run_dir} --run.resume"
+def _with_baselines(by_dataset: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, Any]:
+    """Each data set's results with its baselines, and the baselines' means over data sets."""
+    from timellama_dist.engine.metrics import mean_errors
+
+    kinds = next(iter(baselines.values()))
+    return {
+        "by_dataset": {
+            name: {**results, "baselines": baselines[name]} for name, results in by_dataset.items()
+        },
+        "baselines": {
+            kind: mean_errors([scores[kind] for scores in baselines.values()]) for kind in kinds
+        },
+    }
 
 
-def _write_results(run_dir: Path, result: "Result", metrics: Mapping[str, Any]) -> None:
-    from safetensors.numpy import load_file
+def _write_results(config: RunConfig, checkpoint: str, metrics: Mapping[str, Any]) -> None:
+    from safetensors.numpy import load
 
-    from timellama_dist.engine.worker import EXAMPLES, EXPORTED
-    from timellama_dist.launch.plan import data_name
+    from timellama_dist.engine.worker import EXPORTED, examples_file
+    from timellama_dist.launch.run_storage import checkpoints_place, how_on
     from timellama_dist.modeling.exported import read_card
     from timellama_dist.report.plots import plot_forecasts
+    from timellama_dist.storage import copy_tree, open_place
 
-    (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder:
-        shutil.copytree(Path(folder) / EXPORTED, run_dir / "model", dirs_exist_ok=True)
-        examples = load_file(Path(folder) / EXAMPLES)
-    card = read_card(run_dir / "model")
-    plot_forecasts(
-        examples,
-        card.channels,
-        run_dir / "forecasts.png",
-        title=f"{data_name(card.config['data']['path'])}: z-scored, test MSE "
-        f"{metrics['test']['mse']:.4f}",
-    )
+    run_dir, last = Path(str(config.run.dir)), checkpoints_place(config) / checkpoint
+    try:
+        (open_place(run_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        copy_tree(last / EXPORTED, open_place(run_dir / "model"))
+        datasets = read_card(run_dir / "model").datasets
+        examples = [load((last / examples_file(n)).read_bytes()) for n in range(len(datasets))]
+    except UserError as error:
+        # No mistake of the user's.
+        raise RuntimeError(f"the run has ended, but {error}; {how_on(config)}") from error
+    _write_report(config, run_dir, datasets, examples)
+    for number, one in enumerate(datasets):
+        plot_forecasts(
+            examples[number],
+            one.channels,
+            run_dir / (f"forecasts-{one.name}.png" if number else "forecasts.png"),
+            title=f"{one.name}: z-scored, test MSE "
+            f"{metrics['by_dataset'][one.name]['test']['mse']:.4f}",
+        )
+
+
+def _write_report(
+    config: RunConfig,
+    run_dir: Path,
+    datasets: Sequence["DatasetCard"],
+    examples: Sequence[Mapping[str, Any]],
+) -> None:
+    from timellama_dist.modeling.exported import read_quantiles
+    from timellama_dist.modeling.intervals import radius
+    from timellama_dist.modeling.timellama import adapted_linears
+    from timellama_dist.report.page import ShownSet, write_report
+
+    quantiles = read_quantiles(run_dir / "model")
+    sets = [
+        ShownSet(
+            name=one.name,
+            channels=one.channels,
+            examples=examples[number],
+            radii={level: radius(quantiles[number], level) for level in (80, 95)},
+        )
+        for number, one in enumerate(datasets)
+    ]
+    write_report(run_dir, sets, adapted_linears(config.dlora))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -289,3 +329,6 @@ def _command(argv: Sequence[str]) -> None:
     print(f"exported model  {run_dir / 'model'}")
     print(f"metrics         {run_dir / 'metrics.json'}")
     print(f"forecasts       {run_dir / 'forecasts.png'}")
+    print(f"report          {run_dir / 'report.html'}")
+    if outcome.copy is not None:
+        print(f"copied to       {outcome.copy}")

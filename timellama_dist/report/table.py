@@ -5,7 +5,7 @@ from typing import Any
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:
-    """Test errors of the model beside the baselines.
+    """Test errors of the model beside the baselines; several data sets' own below their means.
 
     Args:
         metrics: what `metrics.json` holds.
@@ -16,8 +16,12 @@ def results_table(metrics: Mapping[str, Any]) -> str:
         ("linear (ridge)", baselines["linear"]),
         ("seasonal naive", baselines["seasonal_naive"]),
     ]
-    lines = [f"{'test part, z-scored':<24}{'MSE':>10}{'MAE':>10}"]
-    lines += [f"{name:<24}{row['mse']:>10.4f}{row['mae']:>10.4f}" for name, row in rows]
+    by_dataset = metrics["by_dataset"]
+    if len(by_dataset) > 1:
+        rows += [(f"this run on {name}", of_set["test"]) for name, of_set in by_dataset.items()]
+    width = max(24, *(len(name) + 2 for name, _ in rows))
+    lines = [f"{'test part, z-scored':<{width}}{'MSE':>10}{'MAE':>10}"]
+    lines += [f"{name:<{width}}{row['mse']:>10.4f}{row['mae']:>10.4f}" for name, row in rows]
     return "\n".join(lines)
 
 
@@ -25,8 +29,10 @@ def memory_line(metrics: Mapping[str, Any]) -> str:
     """What each rank holds of the frozen backbone, and its peak memory."""
     memory = metrics["memory"]
     alone = memory["frozen_bytes_unsharded"]
+    share_of = max(1, alone)  # Without a backbone there is nothing frozen.
     held = ", ".join(
-        f"{size / 2**20:.1f} MiB ({size / alone:.2f})" for size in memory["frozen_bytes_per_rank"]
+        f"{size / 2**20:.1f} MiB ({size / share_of:.2f})"
+        for size in memory["frozen_bytes_per_rank"]
     )
     peak = ", ".join(f"{size / 2**30:.2f} GiB" for size in memory["peak_rss_bytes_per_rank"])
     return (

@@ -1,12 +1,16 @@
+import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import pytest
 
 from timellama_dist.config.load import config_from_flat, dump_config, load_config
-from timellama_dist.config.schema import RunConfig
+from timellama_dist.config.schema import MixturePart, RunConfig
 from timellama_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -33,13 +37,26 @@ def test_later_files_win_over_earlier_ones_and_flags_over_files(tmp_path: Path) 
 def test_a_bare_switch_means_true() -> None:
     assert load("--run.resume", "--run.dir", "x").run.resume
     assert load("--run.dir", "x", "--run.resume").run.resume
+    assert load("--scaling.use_gpu", "--run.dir", "x").scaling.use_gpu is True
     assert not load("--model.alignment", "false").model.alignment
+    assert load("--run.resume", "false", "--run.dir", "x").run.resume is False
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--data.pth", "x"], r"^unknown key data\.pth; did you mean data\.path\?$"),
+        (["--data.hor", "3"], r"^unknown key data\.hor; did you mean data\.horizon\?$"),
+        (["--seed", "3"], r"^unknown key seed; did you mean train\.seed\?$"),
+        (
+            ["--train.dropout", "0"],
+            r"^unknown key train\.dropout; did you mean dlora\.dropout or model\.dropout\?$",
+        ),
+        (["--qqq", "3"], r"^unknown key qqq; see --help$"),
+        (["--data.split", "[0.7]"], r"^data\.split must be tuple\[.*\] or null, got \[0\.7\]$"),
+        (["--data.columns", "a"], r"^data\.columns must be list\[str\] or null, got a$"),
+        (["--data.horizon", "2.0"], r"^data\.horizon must be int, got 2\.0$"),
+        (["--train.clip_norm", "nan"], r"^train\.clip_norm must be float, got nan$"),
         (["--data.horizon", "x"], r"^data\.horizon must be int, got x$"),
         (["--data.horizon", "0"], r"^data\.horizon must be at least 1, got 0$"),
         (
@@ -73,6 +90,63 @@ def test_an_unknown_key_in_a_file_is_refused_by_its_path(tmp_path: Path) -> None
         load("--config", str(file))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("foo: 3", r"^unknown key foo; see --help$"),
+        ("seed: 3", r"^unknown key seed; did you mean train\.seed\?$"),
+        ("data: null", r"^data must be a section of keys, got None$"),
+        ("data: 3", r"^data must be a section of keys, got 3$"),
+        ("data: {horizon: }", r"^data\.horizon must be given a value, got null$"),
+        ("backbone: {name: null}", r"^backbone\.name must be given a value, got null$"),
+        ("deepspeed: 3", r"^deepspeed must be str or null, got 3$"),
+        ("train: {learning_rate: fast}", r"^train\.learning_rate must be float, got fast$"),
+        ("data: [", r"^Problems parsing config"),
+    ],
+)
+def test_a_file_that_says_nonsense_is_refused_by_key(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text + "\n")
+    with pytest.raises(ConfigError, match=message):
+        load("--config", str(file))
+
+
+def test_null_is_a_value_where_the_schema_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("deepspeed: null\ntrain: {max_steps: null}\n")
+    assert load("--config", str(file)) == RunConfig()
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.e-3", "0.001", "1E-03"])
+def test_a_number_in_yaml_is_a_number_however_it_is_written(number: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"train: {{learning_rate: {number}}}\n")
+    found = load("--config", str(file)).train.learning_rate
+    assert (type(found), found) == (float, 0.001)
+
+
+def test_every_key_set_to_something_else_survives_the_resolved_file(tmp_path: Path) -> None:
+    config = config_from_flat(
+        {
+            "data.path": "null",
+            "data.columns": ["1", "true", "a: b"],
+            "data.prompt": "two\nlines: # no comment",
+            "data.train_fraction": 0.05,
+            "dlora.target_modules": ["q_proj"],
+            "dlora.balance_weight": 1e-5,
+            "train.max_steps": 3,
+            "train.precision": "bf16",
+            "scaling.use_gpu": False,
+            "deepspeed": "ds_configs/zero1.json",
+            "run.dir": "runs/1",
+        }
+    )
+    dump_config(config, tmp_path / "config.yaml")
+    assert load("--config", str(tmp_path / "config.yaml")) == config
+
+
 def test_the_resolved_file_reproduces_the_run(tmp_path: Path) -> None:
     config = load("--data.split", "[8640, 2880, 2880]", "--dlora.gate", "binary")
     dump_config(config, tmp_path / "config.yaml")
@@ -94,6 +168,27 @@ def test_dotted_keys_change_a_base_configuration() -> None:
         config_from_flat({"dlora.rnk": 8})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dlora.rank.x": 8}, r"^unknown key dlora\.rank\.x; did you mean dlora\.rank\?$"),
+        ({"dlora": 8}, r"^dlora must be a section of keys, got 8$"),
+        ({"foo.bar": 1}, r"^unknown key foo\.bar; see --help$"),
+        ({"dlora.rank": 8.5}, r"^dlora\.rank must be int, got 8\.5$"),
+        ({"data.horizon": None}, r"^data\.horizon must be given a value, got null$"),
+        ({"train.batch_size": 33}, r"^train\.batch_size must be a multiple of"),
+    ],
+)
+def test_bad_dotted_keys_are_refused_as_flags_are(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_from_flat(values)
+
+
+def test_dotted_keys_may_change_together_what_only_fits_together() -> None:
+    changed = config_from_flat({"train.batch_size": 48, "train.micro_batch_size": 24})
+    assert (changed.train.batch_size, changed.train.micro_batch_size) == (48, 24)
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "ray_jobs" / "configs").glob("*.yaml")), ids=str)
 def test_every_shipped_configuration_is_valid_and_says_how_to_run_it(file: Path) -> None:
     load("--config", str(file))
@@ -109,6 +204,93 @@ def test_help_teaches_every_key_and_exits_0() -> None:
         check=False,
     )
     assert done.returncode == 0
-    for key in ("--data.path", "--dlora.num_experts", "--run.resume", "--deepspeed"):
-        assert key in done.stdout
+    sections = RunConfig().to_dict()
+    keys = [
+        f"--{name}.{key}"
+        for name, section in sections.items()
+        if isinstance(section, dict)
+        for key in section
+    ]
+    assert len(keys) > 50
+    assert [key for key in ("--config", "--deepspeed", *keys) if key not in done.stdout] == []
     assert "Experts per linear module" in done.stdout
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MIXTURE = """
+data:
+  horizon: 24
+  mixture:
+    - {path: a.csv, weight: 1}
+    - {path: b, name: other, weight: 2.5e0, split: [80, 10, 10], columns: ["1", x]}
+"""
+
+
+def test_a_mixture_is_read_from_yaml_and_from_the_command_line_alike(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(MIXTURE)
+    config = load("--config", str(file))
+    assert config.data.mixture == [
+        MixturePart(path="a.csv", weight=1.0),
+        MixturePart(path="b", name="other", weight=2.5, split=(80, 10, 10), columns=["1", "x"]),
+    ]
+    words = json.dumps([asdict(part) for part in config.data.parts])
+    assert load("--data.mixture", words, "--data.horizon", "24") == config
+    dump_config(config, tmp_path / "config.yaml")
+    assert load("--config", str(tmp_path / "config.yaml")) == config
+    assert config_from_flat({"train.seed": 0}, config) == config
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ("3", r"^data\.mixture must be list\[MixturePart\] or null, got 3$"),
+        ("[{path: a}, 3]", r"^data\.mixture\[1\] must be a section of keys, got 3$"),
+        (
+            "[{path: a}, {path: b, weight: x}]",
+            r"^data\.mixture\[1\]\.weight must be float or null, got x$",
+        ),
+        (
+            "[{path: a}, {path: b, split: [1, 2]}]",
+            r"^data\.mixture\[1\]\.split must be tuple\[.*\] or null, got \[1, 2\]$",
+        ),
+        (
+            "[{path: a, timestamps: no}]",
+            r"^data\.mixture\[0\]\.timestamps must be one of 'check', 'ignore', got False$",
+        ),
+        (
+            "[{path: a, timestamps: }]",
+            r"^data\.mixture\[0\]\.timestamps must be given a value, got null$",
+        ),
+        (
+            "[{path: a}, {path: b, wieght: 1}]",
+            r"^unknown key data\.mixture\[1\]\.wieght; did you mean data\.mixture\[1\]\.weight\?$",
+        ),
+        ("[{weight: 3}]", r"^data\.mixture\[0\]\.path must be given, got ''$"),
+        ("[{path: a}, {path: b, weight: 0}]", r"^data\.mixture\[1\]\.weight must be above 0"),
+    ],
+)
+def test_a_bad_part_of_a_mixture_is_refused_by_its_key(
+    mixture: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"data: {{mixture: {mixture}}}\n")
+    with pytest.raises(ConfigError, match=message):
+        load("--config", str(file))
+
+
+def test_the_readme_s_mixture_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert [part.name for part in load("--config", str(file)).data.parts] == [None, "other"]
+
+
+def test_a_configuration_is_replaced_whole_or_not_at_all(small_disk: Path) -> None:
+    path = small_disk / "config.yaml"
+    dump_config(RunConfig(), path)
+    before = path.read_text()
+    (small_disk / "filling").write_bytes(bytes(disk_usage(small_disk).free))
+    with pytest.raises(OSError, match="No space left on device"):
+        dump_config(RunConfig(), path)
+    assert path.read_text() == before

@@ -44,6 +44,8 @@ def make_llama(*, causal_lm: bool = False, nf4: bool = False, num_blocks: int = 
             quantised.weight = bnb.nn.Params4bit(
                 child.weight.data, requires_grad=False, quant_type="nf4"
             )
+            # bitsandbytes' packing for AVX512-BF16 needs wider linears than these.
+            quantised.support_avx512bf16_for_cpu = False
             setattr(parent, name, quantised.to("cpu"))
     return model
 

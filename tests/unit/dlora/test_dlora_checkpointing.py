@@ -89,3 +89,15 @@ def test_checkpointing_can_be_switched_off_and_on_again(dlora, hidden_BTD):
         assert_same(gradients(model, hidden_BTD), expected)
         model.gradient_checkpointing_disable()
         assert_same(gradients(model, hidden_BTD), expected)
+
+
+def test_a_forgotten_graph_leaves_the_decisions_without_their_gradient(dlora, hidden_BTD):
+    model = dlora(num_experts=2, rank=2, top_n=3).train()
+    output = model(inputs_embeds=hidden_BTD).last_hidden_state
+    (output.sum() + model.balance_loss()).backward()
+    balance, chosen = model.balance_loss(), model.router_statistics().chosen
+    assert balance.requires_grad
+    model.forget_graph()
+    assert not model.balance_loss().requires_grad
+    assert model.balance_loss() == balance
+    assert torch.equal(model.router_statistics().chosen, chosen)

@@ -13,9 +13,14 @@ import pytest
 
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.data.manifest import Manifest
 from timellama_dist.data.prepare import prepare
+from timellama_dist.engine.checkpoint_files import seal
 from timellama_dist.errors import ConfigError, DataError, UserError
+from timellama_dist.launch.describe import describe
 from timellama_dist.launch.plan import plan_run
+from timellama_dist.launch.resume import check_data
+from timellama_dist.launch.train import train
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,6 +79,16 @@ def test_a_plan_counts_the_windows_of_each_split(table: Path, tiny_llama: Path) 
         ),
         ({"data.path": "/nowhere/table.csv"}, DataError, r"/nowhere/table\.csv: no such file"),
         (
+            {"data.path": "s3://me:secret@bucket/data"},
+            ConfigError,
+            r"^data\.path must not hold credentials, which config\.yaml and the exported model",
+        ),
+        (
+            {"run.storage_path": "s3://me:secret@bucket/runs"},
+            ConfigError,
+            r"^run\.storage_path must not hold credentials",
+        ),
+        (
             {"data.context_len": 190},
             ConfigError,
             r"data\.context_len=190 \+ data\.horizon=4 is longer than the train part",
@@ -113,6 +128,22 @@ def test_a_run_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(kind, match=message):
         plan_run(config(table, tiny_llama, **changes))
+
+
+def test_a_plan_says_how_many_series_are_too_short(tmp_path: Path, tiny_llama: Path) -> None:
+    parts = [frame().head(rows).assign(unique_id=f"s{rows}") for rows in (200, 20, 150)]
+    long = write(tmp_path, pd.concat(parts))
+    lines = describe(plan_run(config(long, tiny_llama))).splitlines()
+    # 20 rows: 14 of training, 2 of validation, 4 of test.
+    assert lines[1:] == [
+        "1 of 3 series are too short for a train window of 16 rows and are skipped",
+        "1 of 3 series are too short for a validation window of 16 rows and are skipped",
+    ]
+    padded = plan_run(config(long, tiny_llama, **{"data.short_series": "pad"}))
+    assert describe(padded).splitlines()[1:] == [
+        "1 of 3 series are too short for a validation window of 5 rows and are skipped",
+    ]
+    assert padded.num_windows["train"] == 125 + 10 + 90
 
 
 @pytest.mark.parametrize(
@@ -175,3 +206,149 @@ def test_the_command_tells_a_mistake_in_one_line_and_exits_2(
     )
     assert (done.returncode, done.stderr, done.stdout) == (2, message, "")
     assert not run_dir.exists()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another table, of three channels and another step."""
+    rows = frame().assign(date=pd.date_range("2024-01-01", periods=200, freq="D"))
+    rows = rows.assign(c=rows["a"] + rows["b"])
+    path = tmp_path / "other.csv"
+    rows.to_csv(path, index=False)
+    return path
+
+
+def mixture(llama: Path, *parts: dict[str, Any], **changes: Any) -> RunConfig:
+    return config(Path("none"), llama, **{"data.path": None, "data.mixture": list(parts)} | changes)
+
+
+def test_a_mixture_is_planned_set_by_set(
+    table: Path, other: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    parts = ({"path": str(table)}, {"path": str(other), "name": "days", "prompt": "d e f"})
+    plan = plan_run(mixture(tiny_llama, *parts))
+    assert [part.name for part in plan.config.data.parts] == ["table", "days"]
+    assert [one.num_channels for one in plan.sets] == [2, 3]
+    assert plan.num_windows == {"train": 250, "validation": 34, "test": 74}
+    assert describe(plan).splitlines()[:2] == [
+        "table: 2 channels, windows: 125 train, 17 validation, 37 test",
+        "days: 3 channels, windows: 125 train, 17 validation, 37 test",
+    ]
+    first, second = plan.prepared_data(tmp_path / "run")
+    assert (first.path, second.path) == tuple(
+        str(tmp_path / "run" / "data" / name) for name in ("table", "days")
+    )
+    assert second.prompt == (
+        "d e f Task: forecast the next 4 steps from the previous 12 steps; one step is D."
+    )
+
+
+def test_a_context_is_fitted_to_each_set_and_the_run_takes_the_longest(
+    table: Path, other: Path, tiny_llama: Path
+) -> None:
+    fit = {"data.fit_context": True, "data.context_len": 512}
+    alone = plan_run(config(table, tiny_llama, **fit))
+    # Two days; a quarter of the 140 training rows would be less.
+    assert alone.config.data.context_len == 48
+    assert alone.num_windows == {"train": 89, "validation": 17, "test": 37}
+    both = plan_run(mixture(tiny_llama, {"path": str(table)}, {"path": str(other)}, **fit))
+    assert both.config.data.context_len == 48
+    assert [part.context_len for part in both.config.data.parts] == [48, 34]
+    assert plan_run(both.config).config == both.config
+
+
+def test_one_set_is_prepared_in_the_run_s_data_folder(
+    table: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (only,) = plan_run(config(table, tiny_llama)).prepared_data(tmp_path / "run")
+    assert (only.name, only.path) == ("table", str(tmp_path / "run" / "data"))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "kind", "message"),
+    [
+        (
+            {"path": "nothing"},
+            {},
+            ConfigError,
+            r"^data\.mixture\[1\]\.path must be a prepared folder.*; got 'nothing', which is",
+        ),
+        (
+            {"path": "/nowhere/table.csv"},
+            {},
+            DataError,
+            r"^data\.mixture\[1\]: /nowhere/table\.csv: no such file",
+        ),
+        (
+            {"split": [150, 40, 20]},
+            {},
+            ConfigError,
+            r"^data\.mixture\[1\]\.split .* asks for 210 rows",
+        ),
+        (
+            {"split": [180, 15, 5]},
+            {"data.horizon": 6},
+            ConfigError,
+            r"^data\.mixture\[1\]: data\.context_len=12 \+ data\.horizon=6 is longer than the test "
+            r"part \(data\.mixture\[1\]\.split=\[180\.0, 15\.0, 5\.0\]\) of every series",
+        ),
+        ({"columns": ["z"]}, {}, DataError, r"^data\.mixture\[1\]: .*'z'"),
+        (
+            {"name": "table"},
+            {},
+            ConfigError,
+            r"^data\.mixture\[1\]\.name must not be that of data\.mixture\[0\], got 'table' twice",
+        ),
+        (
+            {"name": "a/b"},
+            {},
+            ConfigError,
+            r"^data\.mixture\[1\]\.name must be fit for a folder's name, got 'a/b'$",
+        ),
+        ({"name": ".."}, {}, ConfigError, r"name must be fit for a folder's name, got '\.\.'$"),
+        (
+            {},
+            {"model.affine": True},
+            ConfigError,
+            r"^model\.affine .* equally many channels; table has 2, other has 3$",
+        ),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused_by_its_place(
+    part: dict[str, Any],
+    changes: dict[str, Any],
+    kind: type[UserError],
+    message: str,
+    table: Path,
+    other: Path,
+    tiny_llama: Path,
+) -> None:
+    second = {"path": str(other)} | part
+    with pytest.raises(kind, match=message):
+        plan_run(mixture(tiny_llama, {"path": str(table)}, second, **changes))
+
+
+def test_a_run_is_not_resumed_on_a_table_that_has_grown(
+    table: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    resumed = config(table, tiny_llama, **{"run.dir": str(run_dir), "run.resume": True})
+    plan = plan_run(resumed)
+    (prepared,) = plan.prepared_data(run_dir)
+    begun = Manifest.load(prepared.path).content_hash
+    assert plan.sets[0].content_hash == begun
+    checkpoint = run_dir / "checkpoints" / "checkpoint_1"
+    checkpoint.mkdir(parents=True)
+    seal(checkpoint, {"step": 20, "data": [begun]})
+    check_data(resumed, plan.sets)
+    rows = frame()
+    grown = pd.concat([rows, rows.tail(1).assign(date=rows["date"].max() + pd.Timedelta("1h"))])
+    write(tmp_path, grown)
+    message = (
+        rf"^data\.path: {table} cannot be changed in a resumed run: its content is not what the run"
+        r" was begun with; put it back, or begin another run$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        train(resumed)
+    assert Manifest.load(prepared.path).content_hash == begun, "the copy was replaced"
+    assert not (run_dir / "config.yaml").exists()

@@ -1,0 +1,72 @@
+"""What a resumed run may change of what it was begun with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.engine.checkpoint_files import newest_state
+from timellama_dist.errors import ConfigError
+from timellama_dist.launch.run_storage import checkpoints_place
+from timellama_dist.storage import open_place
+
+if TYPE_CHECKING:
+    from timellama_dist.launch.plan import PlannedSet
+
+_FIXED = ("data", "backbone", "dlora", "model", "train.seed", "train.batch_size")
+
+
+def check_resumed(begun: RunConfig, now: RunConfig) -> None:
+    """Refuse another model, other data or another order of windows than the checkpoint's.
+
+    Workers, steps, rates and the DeepSpeed policy may change.
+
+    Args:
+        begun: what the run was begun with.
+        now: what it shall go on with.
+
+    Raises:
+        ConfigError: named by its key.
+    """
+    before, after = (dict(_flat(config.to_dict())) for config in (begun, now))
+    for key, value in after.items():
+        fixed = any(key == one or key.startswith(f"{one}.") for one in _FIXED)
+        # Fitted anew, to the same data.
+        fixed &= not (key == "data.context_len" and now.data.fit_context)
+        if fixed and not _same(key, before.get(key), value):
+            raise ConfigError(
+                f"{key} cannot be changed in a resumed run: it was begun with {before.get(key)!r}, "
+                f"got {value!r}; begin another run"
+            )
+
+
+def check_data(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
+    """Refuse data that are not those in which the checkpoints are a place.
+
+    A table may have got new rows since, which would cut it into other windows.
+
+    Raises:
+        ConfigError: named by the place of the data.
+        DataError: the run's storage doesn't answer.
+    """
+    state = newest_state(checkpoints_place(config))
+    for one, begun in zip(sets, state.progress.get("data", ()) if state else (), strict=False):
+        if one.content_hash != begun:
+            raise ConfigError(
+                f"data.path: {one.part.path} cannot be changed in a resumed run: its content is "
+                "not what the run was begun with; put it back, or begin another run"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _same(key: str, before: Any, after: Any) -> bool:
+    if key == "data.path" and before and after:
+        # A path may be given again as it was, and stands absolute in config.yaml.
+        return open_place(before).uri == open_place(after).uri
+    return bool(before == after)

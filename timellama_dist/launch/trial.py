@@ -1,0 +1,129 @@
+"""One trial of a search: a whole Ray Train run inside of a Ray Tune trial, without a test."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray import tune
+
+from timellama_dist.config.load import config_from_flat
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.engine.checkpoint_files import checkpoint_name, read_state
+from timellama_dist.engine.linear import Float64
+from timellama_dist.launch.monitor import Monitor, ProgressLine
+from timellama_dist.launch.run_storage import CONFIG, checkpoints_place
+from timellama_dist.launch.train import build_trainer
+from timellama_dist.launch.trainer import Fitting
+from timellama_dist.storage import copy_tree, open_place
+
+# Ray Tune waits so long for a stopped trial's last step before it begins the next one's.
+_LAST_STEP_S = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """What is the same for all trials of a search."""
+
+    base: dict[str, Any]
+    """`RunConfig.to_dict()`, over prepared data."""
+    folder: str
+    """Where the trials' run directories are."""
+    metric: str
+    """`mse` or `mae` of the validation part."""
+    hands_over: bool
+    """Are checkpoints given to Ray Tune, for another trial to go on from?"""
+    maps: Sequence[Float64] | None
+    """The linear map of each data set, if all trials have the same."""
+
+
+def run_trial(keys: Mapping[str, Any], told: TrialSpec) -> None:
+    """Train one configuration and report each of its validations; called by Ray Tune.
+
+    A trial that was interrupted goes on from its own last checkpoint. Why not Ray's
+    TuneReportCallback: it passes no checkpoint on, which PBT needs, and kills the workers of a
+    trial that is stopped wherever they are.
+    """
+    # Read by Ray Tune in this process.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_LAST_STEP_S)
+    config = _begin(keys, told)
+    name, monitor = Monitor.start()
+    fitting = Fitting(build_trainer(config, maps=told.maps, monitor=name, test=False))
+    history = ProgressLine(Path(str(config.run.dir)) / "history.jsonl")
+    finished = False
+    try:
+        ended = False
+        while not ended:
+            ended = fitting.done.wait(timeout=0.5)
+            records = ray.get(monitor.drain.remote())
+            history.show(records)
+            for record in records:
+                if record["kind"] == "saved" and record["validation"]:
+                    finished |= record["finished"]
+                    _report(_metrics(record, told.metric), record["checkpoint"], config, told)
+    finally:
+        # Left by Ray Tune's SystemExit if the trial is stopped: its actor is used again.
+        monitor.request_stop.remote()
+        fitting.done.wait()
+    said = fitting.result()
+    if "diverged" in said:
+        tune.report({"step": 0, "validation": math.inf, "problem": said["diverged"]})
+    elif not finished:
+        raise RuntimeError(said.get("failed", f"the run ended early, at step {said['step']}"))
+
+
+def trial_config(base: RunConfig, keys: Mapping[str, Any], folder: Path) -> RunConfig:
+    """The run of a trial, in a directory of its name."""
+    config = config_from_flat(keys, base)
+    return replace(config, run=replace(config.run, dir=str(folder)))
+
+
+def _begin(keys: Mapping[str, Any], told: TrialSpec) -> RunConfig:
+    """The trial's configuration, with the checkpoint it shall go on from in its place."""
+    base, folder = RunConfig.from_dict(told.base), Path(told.folder)
+    trial = folder / tune.get_context().get_trial_id()
+    handed = tune.get_checkpoint()
+    if handed is None:
+        config = trial_config(base, keys, trial)
+        return _resumed(config) if (trial / CONFIG).exists() else config
+    # A folder of its own: workers of what was here before may still be saving.
+    number = sum(one.name.startswith(trial.name) for one in folder.iterdir())
+    config = _resumed(trial_config(base, keys, trial.with_name(f"{trial.name}-{number}")))
+    with handed.as_directory() as path:
+        place = open_place(path)
+        copy_tree(place, checkpoints_place(config) / checkpoint_name(read_state(place).step))
+    return config
+
+
+def _resumed(config: RunConfig) -> RunConfig:
+    return replace(config, run=replace(config.run, resume=True))
+
+
+def _metrics(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """What a search knows of a trial after a validation."""
+    return {
+        "step": record["step"],
+        "validation": record["validation"][metric],
+        **record["validation"],
+        "best_step": record["best_step"],
+        "finished": record["finished"],
+        "active_parameters": record["parameters"]["active"],
+        "trainable_parameters": record["parameters"]["trainable"],
+        "step_s": record["seconds"] / max(1, record["step"]),
+        "peak_bytes": record["peak_bytes"],
+    }
+
+
+def _report(
+    metrics: Mapping[str, Any], checkpoint: str | None, config: RunConfig, told: TrialSpec
+) -> None:
+    if not told.hands_over or not checkpoint:
+        tune.report(dict(metrics))
+        return
+    with TemporaryDirectory(prefix="timellama-trial-") as scratch:
+        copy_tree(checkpoints_place(config) / checkpoint, open_place(scratch))
+        tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(scratch))

@@ -1,0 +1,133 @@
+"""What the driver shows and writes down of a search while Ray Tune runs it."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from timellama_dist.report.search import best_trial
+
+RESULTS = "search.json"
+PRUNED = "pruned.jsonl"
+
+_MEASURED = (
+    "step",
+    "best_step",
+    "mse",
+    "mae",
+    "validation",
+    "active_parameters",
+    "trainable_parameters",
+    "step_s",
+    "peak_bytes",
+)
+
+
+class Watcher(Callback):
+    """Ray Tune's callback: a line for each trial that ended, and `search.json` after each.
+
+    Args:
+        folder: the search's run directory.
+        most_trials: trials if all that is drawn can be run.
+        facts: what `search.json` says beside the trials: the search, its keys, objectives, metric
+            and base configuration.
+    """
+
+    def __init__(self, folder: Path, most_trials: int, facts: Mapping[str, Any]) -> None:
+        self._folder, self._most_trials, self._facts = folder, most_trials, dict(facts)
+
+    # Ray Tune passes more than these by keyword.
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Say how it ended."""
+        self._show(self.write(trials, ended=trial), trial)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Say that a trial that failed is tried again."""
+        number = trials.index(trial) + 1
+        _say(f"trial {number} failed and is tried again: {_cause(trial)}")
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Say that it failed."""
+        self._show(self.write(trials), trial)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Write how all of them stand."""
+        self.write(trials)
+
+    def write(self, trials: Sequence[Trial], ended: Trial | None = None) -> list[dict[str, Any]]:
+        """Write `search.json`; what it says of the trials."""
+        records = [
+            self._record(number, one, ended=one is ended)
+            for number, one in enumerate(trials, start=1)
+        ]
+        pruned = self._folder / PRUNED
+        lines = pruned.read_text(encoding="utf-8").splitlines() if pruned.exists() else []
+        found = self._facts | {"trials": records, "pruned": [json.loads(line) for line in lines]}
+        draft = self._folder / f".{RESULTS}.new"
+        draft.write_text(json.dumps(found, indent=2, default=str), encoding="utf-8")
+        draft.replace(self._folder / RESULTS)
+        return records
+
+    def _record(self, number: int, trial: Trial, *, ended: bool) -> dict[str, Any]:
+        last = trial.last_result or {}
+        status = _status(trial, last, ended=ended)
+        measured = {key: _finite(last.get(key)) for key in _MEASURED}
+        problem = last.get("problem") or (_cause(trial) if status == "failed" else None)
+        return {
+            "number": number,
+            "id": trial.trial_id,
+            "is_base": all(self._facts["base"][key] == one for key, one in trial.config.items()),
+            "status": status,
+            "problem": problem,
+            "keys": dict(trial.config),
+            **measured,
+            "seconds": last.get("time_total_s"),
+        }
+
+    def _show(self, records: Sequence[Mapping[str, Any]], trial: Trial) -> None:
+        (mine,) = [one for one in records if one["id"] == trial.trial_id]
+        metric, best = self._facts["metric"], best_trial(records)
+        line = f"trial {mine['number']} of {self._most_trials} {mine['status']}"
+        if mine["problem"]:
+            line += f": {mine['problem']}"
+        elif mine["validation"] is not None:
+            line += f" at step {mine['step']}: validation {metric} {mine['validation']:.4f}"
+        if best is not None:
+            line += f"; best {best['validation']:.4f} (trial {best['number']})"
+        _say(line)
+
+
+def _status(trial: Trial, last: Mapping[str, Any], *, ended: bool) -> str:
+    if trial.status == Trial.ERROR:
+        return "failed"
+    if not ended and trial.status != Trial.TERMINATED:
+        return "unfinished"
+    if "problem" in last:
+        return "diverged"
+    return "finished" if last.get("finished") else "stopped"
+
+
+def _cause(trial: Trial) -> str:
+    """The last line of a failed trial's error."""
+    lines = str(trial.get_error() or trial.get_pickled_error() or "").strip().splitlines()
+    return lines[-1].strip() if lines else "unknown"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
