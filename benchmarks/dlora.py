@@ -3,6 +3,7 @@
     python -m benchmarks.dlora
 
 One process, one thread; the variants take turns step by step. Everything but the adapter is equal.
+"LoRA again" is a second copy of the reference: its ratio says what the machine's noise alone does.
 """
 
 import argparse
@@ -39,8 +40,10 @@ def main() -> None:
     models = {
         "no adapter": build(config, folder, enabled=False),
         f"LoRA r={total_rank}": with_lora(build(config, folder, enabled=False), total_rank),
+        "LoRA again": with_lora(build(config, folder, enabled=False), total_rank),
         "D-LoRA": build(config, folder),
         "D-LoRA straight_through": build(config, folder, gate="straight_through"),
+        "D-LoRA binary": build(config, folder, gate="binary"),
         "D-LoRA scope=module": build(config, folder, scope="module", top_n=2),
     }
     steps = {name: stepper(model, arguments.batch, config) for name, model in models.items()}
@@ -54,14 +57,15 @@ def main() -> None:
     for name, values in seconds.items():
         milliseconds = spread([1000 * value for value in values])
         print(f"{name:<26}{milliseconds:<34}{spread(paired(values, lora))}")
-    write_results(arguments.output, "dlora", {"settings": vars(arguments), "seconds": seconds})
+    facts = {"settings": vars(arguments), "config": config.to_dict(), "seconds": seconds}
+    write_results(arguments.output, "dlora", facts)
 
 
 def build(config: RunConfig, folder: Path, **dlora: object) -> TimeLlama:
     """The whole model, with another D-LoRA section."""
     changed = replace(config, dlora=replace(config.dlora, **dlora))
     return build_model(
-        changed, folder, num_channels=CHANNELS, prompt="hourly prices and loads " * 30
+        changed, folder, num_channels=CHANNELS, prompts=["hourly prices and loads " * 30]
     )
 
 

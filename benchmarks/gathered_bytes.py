@@ -2,8 +2,8 @@
 
     python -m benchmarks.gathered_bytes
 
-Real gloo processes. Counted at the collectives that DeepSpeed calls, as bytes that one rank holds
-after them, so it is independent of the machine's speed.
+Real gloo processes. Counted where every all-gather of DeepSpeed leaves it for torch.distributed, as
+bytes that one rank holds after it, so the figures are independent of the machine's speed.
 """
 
 import argparse
@@ -19,11 +19,12 @@ import torch
 from benchmarks.measuring import base_config, write_results
 from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.engine.setup import initialize_engine, prepare_process
+from timellama_dist.engine.setup import block_sharder, initialize_engine, prepare_process
 from timellama_dist.modeling.backbone import frozen_bytes, read_config, resolve_backbone
 from timellama_dist.modeling.timellama import build_model
 
 CHANNELS, WORLD_SIZE = 6, 2
+COLUMNS = ("frozen", "trained", "all", "held", "alone")
 
 
 def main() -> None:
@@ -49,15 +50,16 @@ def main() -> None:
             )
             found[name] = json.loads((Path(folder) / "0.json").read_text())
     print(f"{arguments.blocks} blocks, 2 ranks, ZeRO-3; MiB a step and rank")
-    print(f"{'backbone':<10}{'frozen gathered':>17}{'all gathered':>14}{'held between steps':>20}")
+    print(f"{'':<10}{'gathered':^36}{'frozen bytes held':^24}")
+    print("".join([f"{'backbone':<10}", *(f"{key:>12}" for key in COLUMNS)]))
     for name, one in found.items():
-        sizes = [one["frozen"] / 2**20, one["all"] / 2**20, one["held"] / 2**20]
-        print(f"{name:<10}{sizes[0]:>17.2f}{sizes[1]:>14.2f}{sizes[2]:>20.2f}")
+        print("".join([f"{name:<10}", *(f"{one[key] / 2**20:>12.2f}" for key in COLUMNS)]))
     # The trained parts travel too, in the run's precision: like is compared with like.
     for above, below in (("nf4+bf16", "bf16"), ("nf4", "fp32")):
         ratios = {key: found[above][key] / found[below][key] for key in ("frozen", "all")}
         print(f"{above} / {below}: frozen {ratios['frozen']:.3f}, all {ratios['all']:.3f}")
-    write_results(arguments.output, "gathered_bytes", {"settings": vars(arguments), "bytes": found})
+    facts = {"settings": vars(arguments), "config": base.to_dict(), "bytes": found}
+    write_results(arguments.output, "gathered_bytes", facts)
 
 
 def variant(config: RunConfig, *, quantization: Any, precision: Any) -> RunConfig:
@@ -79,13 +81,6 @@ def count_rank(rank: int, config: RunConfig, steps: int, folder: Path) -> None:
     )
     backbone = resolve_backbone(config.backbone.name)
     in_bf16 = config.train.precision == "bf16"
-    model = build_model(
-        config,
-        backbone,
-        num_channels=CHANNELS,
-        prompt="hourly prices and loads " * 30,
-        dtype=torch.bfloat16 if in_bf16 else torch.float32,
-    )
     resolved = resolve_deepspeed(
         load_policy(None),
         config,
@@ -93,42 +88,64 @@ def count_rank(rank: int, config: RunConfig, steps: int, folder: Path) -> None:
         hidden_size=read_config(backbone, config.backbone.num_blocks).hidden_size,
         use_gpu=False,
     )
+    model = build_model(
+        config,
+        backbone,
+        num_channels=CHANNELS,
+        prompts=["hourly prices and loads " * 30],
+        dtype=torch.bfloat16 if in_bf16 else torch.float32,
+        on_block=block_sharder(resolved),
+    )
+    alone = frozen_bytes(model, unsharded=True)
     engine = initialize_engine(model, resolved)
     counted = count_gathered()
     past = torch.randn(4, config.data.context_len, CHANNELS)
     for _ in range(steps):
-        counted.update(frozen=0, all=0)
+        counted.update(frozen=0, trained=0, all=0)
         engine.backward(engine(past).square().mean() + engine.module.balance_loss())
         engine.step()
     held = frozen_bytes(engine.module)
-    (folder / f"{rank}.json").write_text(json.dumps({**counted, "held": held}))
+    (folder / f"{rank}.json").write_text(json.dumps({**counted, "held": held, "alone": alone}))
     # One rank that leaves while the other still writes to it would abort that one.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def count_gathered() -> dict[str, int]:
-    """Count from now on what ZeRO-3 gathers: "all" at its collective, "frozen" by parameter."""
-    from deepspeed.runtime.zero import partition_parameters
+    """Count from now on what ZeRO-3 gathers: "all" at the collective, the others by parameter.
+
+    "all" is a little more than its parts: a flattened group is padded to equal shards, and small
+    parameters, which stay whole between steps, are gathered once after the optimizer changed them.
+    """
+    from deepspeed.comm.torch import TorchBackend
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.partitioned_param_coordinator import (
         PartitionedParameterCoordinator as Coordinator,
     )
 
-    counted = {"frozen": 0, "all": 0}
-    collective = partition_parameters._dist_allgather_fn
+    counted = {"frozen": 0, "trained": 0, "all": 0}
+    into_tensor, into_list = TorchBackend.all_gather_into_tensor, TorchBackend.all_gather
     # Private names, mangled by Python: nothing public says which parameters travel.
     launch = Coordinator._PartitionedParameterCoordinator__all_gather_params_
 
-    def counted_collective(source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-        counted["all"] += target.numel() * target.element_size()
-        return collective(source, target, *args, **kwargs)
+    def counted_into_tensor(self: Any, output_tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        counted["all"] += output_tensor.nbytes
+        return into_tensor(self, output_tensor, *args, **kwargs)
+
+    def counted_into_list(self: Any, tensor_list: Any, *args: Any, **kwargs: Any) -> Any:
+        counted["all"] += sum(tensor.nbytes for tensor in tensor_list)
+        return into_list(self, tensor_list, *args, **kwargs)
 
     def counted_launch(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        frozen = [p for p in params if not p.requires_grad]
-        counted["frozen"] += sum(p.ds_numel * p.element_size() for p in frozen)
+        for p in params:
+            # Those at hand already don't travel.
+            if p.ds_status == ZeroParamStatus.NOT_AVAILABLE:
+                part = "trained" if p.requires_grad else "frozen"
+                counted[part] += p.ds_numel * p.element_size()
         return launch(self, params, *args, **kwargs)
 
-    partition_parameters._dist_allgather_fn = counted_collective
+    TorchBackend.all_gather_into_tensor = counted_into_tensor
+    TorchBackend.all_gather = counted_into_list
     Coordinator._PartitionedParameterCoordinator__all_gather_params_ = counted_launch
     return counted
 

@@ -4,10 +4,14 @@ import json
 import os
 import platform
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import psutil
+import ray
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.launch.train import versions
@@ -36,6 +40,61 @@ def alternate(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str
 def paired(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Ratios round by round."""
     return [a / b for a, b in zip(above, below, strict=True)]
+
+
+class PeakMemory:
+    """Samples this process, Ray's workers and Ray's object store while its block runs.
+
+    Attributes:
+        peaks: most bytes seen: "driver" and "workers" (sum) are what each process has of its own,
+            without the shared object store (USS); "object_store" is what is used of that, and
+            "spilled" what was ever written to disk for want of it.
+    """
+
+    def __init__(self, every_s: float = 0.25) -> None:
+        self.peaks = dict.fromkeys(("driver", "workers", "object_store", "spilled"), 0)
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        from ray._private.internal_api import get_state_from_address
+
+        self._state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_s):
+            self._sample()
+
+    def _sample(self) -> None:
+        # Private, but no public call tells the bytes in use.
+        from ray._private.internal_api import get_memory_info_reply
+
+        process = psutil.Process()
+        store = get_memory_info_reply(self._state).store_stats
+        found = {
+            "driver": process.memory_full_info().uss,
+            "workers": sum(map(_own_bytes, process.children(recursive=True))),
+            "object_store": store.object_store_bytes_used,
+            "spilled": store.spilled_bytes_total,
+        }
+        self.peaks = {key: max(self.peaks[key], value) for key, value in found.items()}
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """USS of a Ray worker; 0 for Ray's own services, and for what has just ended."""
+    try:
+        is_worker = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::")
+        return process.memory_full_info().uss if is_worker else 0
+    except psutil.Error:
+        return 0
 
 
 def write_results(path: str | None, benchmark: str, facts: dict[str, Any]) -> None:

@@ -4,35 +4,49 @@
 
 The trainer is `ray_jobs/train.py` as it is: Ray Train, Ray Data stream, DeepSpeed. The bare loop
 trains the same model on the same windows in the same order from memory, in a process of its own.
-They take turns; start-up and the first steps count for neither.
+They take turns; start-up and the first steps count for neither. With --profile the engine takes a
+turn as well, fed from memory and without Ray: what DeepSpeed costs, and what Ray costs, apart.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.measuring import alternate, paired, spread, write_results
+from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.load import load_config
-from timellama_dist.data.manifest import Manifest
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.data.orders import TrainOrder
 from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.windows import TrainOrder
-from timellama_dist.engine.loop import LOSSES, learning_rate, seed_dropout
+from timellama_dist.engine.checkpoint import Progress
+from timellama_dist.engine.evaluate import Batch
+from timellama_dist.engine.loop import LOSSES, TrainLoop, learning_rate, seed_dropout
+from timellama_dist.engine.setup import initialize_engine, prepare_process
 from timellama_dist.launch.plan import plan_run
 from timellama_dist.modeling.backbone import resolve_backbone
-from timellama_dist.modeling.timellama import build_model
+from timellama_dist.modeling.timellama import TimeLlama, build_model
 
 ROOT = Path(__file__).parents[1]
-POLICIES = {"zero3": None, "zero0": {"zero_optimization": {"stage": 0}}}
+POLICIES: dict[str, Path | dict[str, Any]] = {
+    "ZeRO-3": ROOT / "ds_configs" / "zero3.json",
+    "stage 0": {"zero_optimization": {"stage": 0}},
+}
+# Ray gives its workers a low priority by default, by which whatever else runs on the machine would
+# slow the trainer and not the bare loop.
+EQUAL_TERMS = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 
 def main() -> None:
@@ -44,31 +58,46 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", metavar="FILE.json")
-    parser.add_argument("--bare-loop", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="DeepSpeed's and Ray's share apart")
+    parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.bare_loop:
-        print(bare_loop(arguments.bare_loop, arguments.warmup))
+    if arguments.inside:
+        kind, *pairs = arguments.inside
+        print(CHILDREN[kind](pairs, arguments.warmup))
         return
+    if not 0 < arguments.warmup < arguments.steps:
+        parser.error("--warmup must be at least 1 and below --steps")
     words = [
         *("--data.path", arguments.data, "--data.split", "[0.9, 0.05, 0.05]"),
         *("--backbone.name", arguments.backbone, "--backbone.num_blocks", str(arguments.blocks)),
         *("--train.max_steps", str(arguments.steps), "--train.log_every", str(arguments.warmup)),
         *("--scaling.num_workers", "1"),
     ]
-    speeds = alternate(
-        {
-            "bare loop": lambda: run_bare(words, arguments.warmup),
-            "trainer, ZeRO-3": lambda: run_trainer(words, "zero3", arguments.warmup),
-            "trainer, stage 0": lambda: run_trainer(words, "zero0", arguments.warmup),
-        },
-        arguments.rounds,
-    )
+    warmup = arguments.warmup
+    variants: dict[str, Callable[[], float]] = {
+        "bare loop": partial(run_child, words, "bare loop", warmup)
+    }
+    for policy in POLICIES:
+        if arguments.profile:
+            variants[f"engine, {policy}"] = partial(run_child, words, policy, warmup)
+        variants[f"trainer, {policy}"] = partial(run_trainer, words, policy, warmup)
+    speeds = alternate(variants, arguments.rounds)
     print(f"{'':<18}{'windows/s: median (range)':<36}ratio to the bare loop, pair by pair")
     for name, values in speeds.items():
         print(f"{name:<18}{spread(values):<36}{spread(paired(values, speeds['bare loop']))}")
-    write_results(
-        arguments.output, "trainer", {"settings": vars(arguments), "windows_per_s": speeds}
-    )
+    settings = {key: value for key, value in vars(arguments).items() if key != "inside"}
+    facts = {"settings": settings, "config": parse(pairs_of(words)).to_dict()}
+    write_results(arguments.output, "trainer", {**facts, "windows_per_s": speeds})
+
+
+def pairs_of(words: Sequence[str]) -> list[str]:
+    """Joined by "=", so that the words of the run aren't taken for this program's own."""
+    return [f"{key[2:]}={value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def parse(pairs: Sequence[str]) -> RunConfig:
+    """The run's configuration."""
+    return load_config([f"--{pair}" for pair in pairs], prog="trainer", description="")
 
 
 def run_trainer(words: Sequence[str], policy: str, warmup: int) -> float:
@@ -76,49 +105,79 @@ def run_trainer(words: Sequence[str], policy: str, warmup: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         extra = ["--run.dir", str(run_dir)]
-        if POLICIES[policy] is not None:
-            file = Path(folder) / "policy.json"
-            file.write_text(json.dumps(POLICIES[policy]))
-            extra += ["--deepspeed", str(file)]
+        file = Path(folder) / "policy.json"
+        file.write_text(json.dumps(read_policy(policy)))
+        extra += ["--deepspeed", str(file)]
         command = [sys.executable, str(ROOT / "ray_jobs" / "train.py"), *words, *extra]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | EQUAL_TERMS)
         lines = (run_dir / "history.jsonl").read_text().splitlines()
         batch_size = json.loads((run_dir / "deepspeed.json").read_text())["train_batch_size"]
-    steps = [record for record in map(json.loads, lines) if record["kind"] == "train"]
+    return windows_per_s(map(json.loads, lines), warmup, batch_size)
+
+
+def windows_per_s(records: Iterator[dict[str, Any]], warmup: int, batch_size: int) -> float:
+    """Of the steps after the warm-up, by the loop's own clock, which leaves validations out."""
+    steps = [record for record in records if record["kind"] == "train"]
     first = next(record for record in steps if record["step"] == warmup)
     last = steps[-1]
     seconds = last["seconds"] - first["seconds"]
     return float((last["step"] - first["step"]) * batch_size / seconds)
 
 
-def run_bare(words: Sequence[str], warmup: int) -> float:
-    """The bare loop in a process of its own."""
+def read_policy(policy: str) -> dict[str, Any]:
+    """One of `POLICIES`, as DeepSpeed's JSON says it."""
+    found = POLICIES[policy]
+    return json.loads(found.read_text()) if isinstance(found, Path) else found
+
+
+def run_child(words: Sequence[str], kind: str, warmup: int) -> float:
+    """The bare loop or the engine alone, in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.trainer"]
-    # Joined by "=", so that the words of the run aren't taken for this program's own.
-    pairs = [f"{key[2:]}={value}" for key, value in zip(words[::2], words[1::2], strict=True)]
     done = subprocess.run(
-        [*command, "--warmup", str(warmup), "--bare-loop", *pairs],
+        [*command, "--warmup", str(warmup), "--inside", kind, *pairs_of(words)],
         check=True,
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env=os.environ | EQUAL_TERMS,
     )
     return float(done.stdout.splitlines()[-1])
 
 
-def bare_loop(pairs: Sequence[str], warmup: int) -> float:
-    """Train on windows from memory with plain PyTorch; windows/s after the warm-up."""
+@dataclass(frozen=True)
+class Prepared:
+    """A run with all its windows in memory, in the order in which they are trained on."""
+
+    config: RunConfig
+    model: TimeLlama
+    hidden_size: int
+    windows: dict[str, np.ndarray]
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.max_steps or 1
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """Past and future of one micro-batch after the other."""
+        micro = self.config.train.micro_batch_size
+        for first in range(0, len(self.windows["past"]), micro):
+            yield {key: values[first : first + micro] for key, values in self.windows.items()}
+
+
+def prepare(pairs: Sequence[str]) -> Prepared:
+    """What the trainer's driver and worker prepare, without Ray."""
     torch.set_num_threads(1)
-    config = load_config([f"--{pair}" for pair in pairs], prog="bare", description="")
+    config = parse(pairs)
     train = config.train
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_run(config)
-        data = plan.prepared_data(Path(folder))
-        manifest = Manifest.load(data)
+        (data,) = plan.prepared_data(Path(folder))
         reader = WindowReader(
-            data, context_len=config.data.context_len, horizon=config.data.horizon, split="train"
+            data.path,
+            context_len=config.data.context_len,
+            horizon=config.data.horizon,
+            split="train",
         )
-        total = train.max_steps or 1
         order = TrainOrder(
             num_windows=len(reader),
             seed=train.seed,
@@ -127,36 +186,81 @@ def bare_loop(pairs: Sequence[str], warmup: int) -> float:
             world_rank=0,
             world_size=1,
             first_step=0,
-            last_step=total,
+            last_step=train.max_steps or 1,
+            open_chunks=reader.open_chunks,
         )
         windows = reader.read(order.window_ids(np.arange(len(order))))
-        prompt = plan.prompt(manifest)
     model = build_model(
         replace(config, data=plan.config.data),
         resolve_backbone(config.backbone.name),
-        num_channels=len(manifest.channels),
-        prompt=prompt,
-    ).train()
+        num_channels=reader.manifest.num_channels,
+        prompts=[data.prompt],
+    )
+    kept = {key: windows[key] for key in ("past", "future")}
+    return Prepared(config, model, plan.hidden_size, kept)
+
+
+def bare_loop(pairs: Sequence[str], warmup: int) -> float:
+    """Train with plain PyTorch; windows/s after the warm-up."""
+    run = prepare(pairs)
+    train, model, total = run.config.train, run.model.train(), run.total_steps
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=train.weight_decay)
-    past, future = torch.from_numpy(windows["past"]), torch.from_numpy(windows["future"])
-    turns, micro, place = train.batch_size // train.micro_batch_size, train.micro_batch_size, 0
+    turns, batches = train.batch_size // train.micro_batch_size, run.micro_batches()
     for step in range(total):
         if step == warmup:
             started = time.perf_counter()
         for turn in range(turns):
+            batch = {key: torch.from_numpy(values) for key, values in next(batches).items()}
             seed_dropout(train.seed, step, turn)
-            here = slice(place, place + micro)
-            loss = LOSSES[train.loss](model(past[here]), future[here])
-            loss = loss + config.dlora.balance_weight * model.balance_loss()
+            loss = LOSSES[train.loss](model(batch["past"]), batch["future"])
+            loss = loss + run.config.dlora.balance_weight * model.balance_loss()
             (loss / turns).backward()
-            place += micro
         nn.utils.clip_grad_norm_(trained, train.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, train)
         optimizer.step()
         optimizer.zero_grad()
     return (total - warmup) * train.batch_size / (time.perf_counter() - started)
+
+
+def engine_loop(policy: str, pairs: Sequence[str], warmup: int) -> float:
+    """The trainer's own loop on a DeepSpeed engine, without Ray and its stream."""
+    prepare_process(use_gpu=False)
+    os.environ["LOCAL_RANK"] = "0"
+    run = prepare(pairs)
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
+        )
+        resolved = resolve_deepspeed(
+            read_policy(policy),
+            run.config,
+            world_size=1,
+            hidden_size=run.hidden_size,
+            use_gpu=False,
+        )
+        loop = TrainLoop(
+            initialize_engine(run.model, resolved),
+            run.config,
+            run.micro_batches(),
+            total_steps=run.total_steps,
+            validate_every=run.total_steps,
+            validate=lambda: {"mse": 1.0, "mae": 1.0},
+            log=records.append,
+            save=lambda *_: None,
+            asked_to_stop=lambda: False,
+        )
+        loop.run(Progress(), None)
+        torch.distributed.destroy_process_group()
+    return windows_per_s(iter(records), warmup, run.config.train.batch_size)
+
+
+CHILDREN: dict[str, Callable[[Sequence[str], int], float]] = {
+    "bare loop": bare_loop,
+    **{policy: partial(engine_loop, policy) for policy in POLICIES},
+}
 
 
 if __name__ == "__main__":
