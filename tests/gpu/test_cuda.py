@@ -64,7 +64,7 @@ def test_the_forecast_on_the_gpu_equals_the_cpu_s(tiny_llama: Path) -> None:
     past = torch.randn(4, 48, 3)
     forecasts = []
     for device in ("cpu", "cuda"):
-        model = build_model(config, tiny_llama, num_channels=3, prompt="a b c", device=device)
+        model = build_model(config, tiny_llama, num_channels=3, prompts=["a b c"], device=device)
         with torch.no_grad():
             forecasts.append(model.eval()(past.to(device)).cpu())
     torch.testing.assert_close(*forecasts, rtol=1e-3, atol=1e-3)

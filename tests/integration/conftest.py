@@ -1,6 +1,7 @@
 """Integration tests start real Ray on loopback; each stops what it started."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 # Two logical CPUs are what CI has; the tests must pass with no more.
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+# A run without an address would join whatever Ray another program has started on this machine.
+os.environ.setdefault("RAY_ADDRESS", "local")
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,16 @@ def waves_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "waves.csv"
     frame.to_csv(path, index=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_llama: Path, waves_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A whole run of `ray_jobs/train.py`: its folder, which nobody writes to, and what it said."""
+    from test_train_job import EVERY_5_STEPS, arguments, run_job
+
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    done = run_job(*arguments(tiny_llama, waves_csv, run_dir, **EVERY_5_STEPS))
+    assert done.returncode == 0, done.stderr
+    return run_dir, done

@@ -1,5 +1,6 @@
 """Real processes that run the engine without Ray: gloo ranks on loopback, and a plain loop."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,14 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.data.windows import TrainOrder
-from timellama_dist.engine.setup import initialize_engine, prepare_process
+from timellama_dist.data.orders import TrainOrder
+from timellama_dist.engine.setup import block_sharder, initialize_engine, prepare_process
 from timellama_dist.modeling.timellama import TimeLlama, build_model
 
 NUM_WINDOWS, CHANNELS = 40, 3
+# Ranks are forked from a process that has imported this: seconds of each rank's time otherwise.
+_IMPORTED_ONCE = ["deepspeed", "timellama_dist.engine.checkpoint", "timellama_dist.engine.loop"]
+multiprocessing.set_forkserver_preload([*_IMPORTED_ONCE, "timellama_dist.modeling.timellama"])
 
 
 def windows(config: RunConfig) -> dict[str, np.ndarray]:
@@ -49,26 +54,37 @@ def micro_batches(
         yield {key: values[chunk] for key, values in data.items()}
 
 
-def make_model(config: RunConfig) -> TimeLlama:
+def make_model(
+    config: RunConfig, on_block: Callable[[int, nn.Module], None] | None = None
+) -> TimeLlama:
     """The model of a run, alike in every process."""
+    in_bf16 = config.train.precision == "bf16"
     return build_model(
-        config, Path(config.backbone.name), num_channels=CHANNELS, prompt="the price of a b c"
+        config,
+        Path(config.backbone.name),
+        num_channels=CHANNELS,
+        prompts=["the price of a b c", "d e f"],
+        dtype=torch.bfloat16 if in_bf16 else torch.float32,
+        on_block=on_block,
     )
 
 
-def make_engine(config: RunConfig, policy: dict[str, Any], world_size: int) -> Any:
-    """A DeepSpeed engine of that model."""
+def make_engine(
+    config: RunConfig, policy: dict[str, Any], world_size: int, *, by_block: bool = True
+) -> Any:
+    """A DeepSpeed engine of that model, sharded while it is loaded or, if not `by_block`, after."""
     resolved = resolve_deepspeed(
         policy, config, world_size=world_size, hidden_size=64, use_gpu=False
     )
-    return initialize_engine(make_model(config), resolved)
+    model = make_model(config, block_sharder(resolved) if by_block else None)
+    return initialize_engine(model, resolved)
 
 
 def run_ranks(body: Callable[..., None], world_size: int, folder: Path, *args: Any) -> None:
     """Run `body(rank, world_size, folder, *args)` in fresh processes of one gloo group."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(
-        _rank, args=(body, world_size, folder, *args), nprocs=world_size, join=True
+    torch.multiprocessing.start_processes(
+        _rank, (body, world_size, folder, *args), world_size, start_method="forkserver"
     )
 
 

@@ -26,7 +26,19 @@ def numbers(value: Any) -> list[float]:
     [
         ("dlora", ["--blocks", "2", "--rounds", "2"], "seconds"),
         ("gathered_bytes", ["--blocks", "2", "--steps", "2"], "bytes"),
-        ("trainer", ["--blocks", "2", "--rounds", "1", "--steps", "6", "--warmup", "3"], None),
+        (
+            "trainer",
+            ["--blocks", "2", "--rounds", "1", "--steps", "6", "--warmup", "3", "--profile"],
+            None,
+        ),
+        (
+            "stream",
+            [
+                *("--rows", "4000", "--windows", "6000", "--rounds", "1", "--steps", "12"),
+                *("--context-len", "32", "--horizon", "8", "--memory", "--series", "2000"),
+            ],
+            None,
+        ),
     ],
 )
 def test_a_benchmark_measures_positive_figures(
@@ -41,3 +53,16 @@ def test_a_benchmark_measures_positive_figures(
     assert figures
     assert np.isfinite(figures).all()
     assert min(figures) > 0
+
+
+@pytest.mark.slow
+def test_planned_memory_is_within_10_percent_of_what_two_ranks_hold(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.planner", "--hidden", "256"]
+    command += ["--blocks", "2", "--output", str(output)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    cases = json.loads(output.read_text())["cases"]
+    assert len(cases) == 10
+    for case in cases:
+        for memory in ("frozen", "held", "peak"):
+            assert case["ratios"][memory] == pytest.approx(1, rel=0.1), (case["case"], memory)

@@ -99,7 +99,15 @@ def reference(tiny_llama: Path) -> dict[str, Tensor]:
     return plain_loop(run_config(tiny_llama))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+# A step has two micro-batches: of three ranks one has nothing but padding.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, id="1 rank"),
+        pytest.param(2, id="2 ranks"),
+        pytest.param(3, id="3 ranks", marks=pytest.mark.slow),
+    ],
+)
 def trained(
     request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -117,4 +125,4 @@ def test_ten_steps_give_the_weights_of_a_plain_loop(
     counts = [
         load_file(path)["counts"] for path in sorted(trained.glob(f"{name}-chosen-*.safetensors"))
     ]
-    assert len(counts) == 1 or not torch.equal(*counts), "both ranks chose the same experts"
+    assert len(counts) == 1 or not torch.equal(*counts[:2]), "both ranks chose the same experts"

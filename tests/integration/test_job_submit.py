@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from test_train_job import ROOT, arguments
@@ -82,11 +84,24 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def test_a_submitted_job_trains_on_the_cluster(
-    head: dict[str, str], tiny_llama: Path, waves_csv: Path, tmp_path: Path
+@pytest.fixture
+def other_test_part(waves_csv: Path, tmp_path: Path) -> Path:
+    """The table of the run `finished`, with noise where it is tested."""
+    table = pd.read_csv(waves_csv)
+    table.iloc[320:, 1:] = 1e3 * np.random.default_rng(0).normal(size=(80, 3))
+    table.to_csv(tmp_path / "waves.csv", index=False)
+    return tmp_path / "waves.csv"
+
+
+def test_a_submitted_job_trains_on_the_cluster_and_its_test_part_decides_nothing(
+    head: dict[str, str],
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    tiny_llama: Path,
+    other_test_part: Path,
+    tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "submitted"
-    words = arguments(tiny_llama, waves_csv, run_dir, **{"train.max_steps": 10})
+    words = arguments(tiny_llama, other_test_part, run_dir)
     done = subprocess.run(
         [
             *(str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"),
@@ -101,6 +116,46 @@ def test_a_submitted_job_trains_on_the_cluster(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Time-LlaMA" in done.stdout
     assert "succeeded" in done.stdout
-    metrics = json.loads((run_dir / "metrics.json").read_text())
-    assert metrics["train"]["steps"] == 10
-    assert (run_dir / "model" / "config.json").exists()
+    ours, theirs = (
+        json.loads((path / "metrics.json").read_text()) for path in (finished[0], run_dir)
+    )
+    assert theirs["train"]["steps"] == 30
+    assert ours["test"]["mse"] < theirs["test"]["mse"]
+    assert ours["validation"]["mse"] == theirs["validation"]["mse"]
+    for file in ("timellama.safetensors", "adapter/adapter_model.safetensors"):
+        first, second = (path / "model" / file for path in (finished[0], run_dir))
+        assert first.read_bytes() == second.read_bytes(), file
+
+
+@pytest.mark.slow
+def test_the_tables_run_as_a_job_whose_trainings_join_its_cluster(
+    head: dict[str, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    weeks = pd.date_range("2002-01-01", periods=240, freq="W")
+    waves = np.sin(np.arange(240)[:, None] / 8 + np.arange(7))
+    table = pd.DataFrame(waves, columns=list("abcdefg"))
+    table.insert(0, "date", weeks)
+    table.to_csv(tmp_path / "national_illness.csv", index=False)
+    done = subprocess.run(
+        [
+            *(str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"),
+            *("python", "-m", "benchmarks.tables", "--data", str(tmp_path), "--seeds", "1"),
+            *("--results", str(tmp_path / "results"), "--only", "illness-24-full", "--"),
+            *("--backbone.name", str(tiny_llama), "--data.context_len", "24"),
+            *("--train.max_steps", "4", "--scaling.cpus_per_worker", "0.5"),
+        ],
+        env=head,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "illness-24-full-seed0: test" in done.stdout
+    kept = json.loads((tmp_path / "results" / "illness-24-full-seed0.json").read_text())
+    assert kept["metrics"]["train"]["steps"] == 4
+    # The program itself doesn't connect, so a driver there is the training's.
+    jobs = subprocess.run(
+        [BIN / "ray", "job", "list"], env=head, capture_output=True, text=True, check=True
+    )
+    assert "driver_info=DriverInfo" in jobs.stdout

@@ -9,11 +9,11 @@ import pytest
 import ray
 from numpy.lib.stride_tricks import sliding_window_view
 
+from timellama_dist.data.orders import EvaluationOrder, TrainOrder
 from timellama_dist.data.prepare import write_prepared
 from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.stream import stream_batches, window_dataset
-from timellama_dist.data.table import Series, Table
-from timellama_dist.data.windows import EvaluationOrder, TrainOrder
+from timellama_dist.data.series import Series, Table
+from timellama_dist.data.stream import _segments, stream_batches, window_dataset
 
 LENGTHS = {"context_len": 16, "horizon": 8}
 ROWS, TRAIN = 900, 630
@@ -34,7 +34,7 @@ def values() -> np.ndarray:
 @pytest.fixture(scope="module")
 def path(values, tmp_path_factory):
     stamps = np.datetime64("2024-01-01", "us") + np.arange(ROWS) * np.timedelta64(1, "h")
-    table = Table("walk", (Series("walk", stamps, values),), ("a", "b", "c"), "h", ("memory",))
+    table = Table.of("walk", [Series("walk", stamps, values)], ("a", "b", "c"), "h")
     output = tmp_path_factory.mktemp("data") / "walk"
     write_prepared(table, output, rows_per_file=400, rows_per_group=64)
     return output
@@ -53,9 +53,9 @@ def windows(values) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Many tasks and several segments, of few windows each."""
-    monkeypatch.setattr("timellama_dist.data.stream._MOST_TASK_WINDOWS", 40)
-    monkeypatch.setattr("timellama_dist.data.stream._SEGMENT_BYTES", 30_000)
+    """Many tasks of few rows each, and a short first segment."""
+    monkeypatch.setattr("timellama_dist.data.stream._FIRST_WINDOWS", 40)
+    monkeypatch.setattr("timellama_dist.data.stream._TASK_BYTES", 1_000)
 
 
 def train_order(reader, rank, world_size, first_step=0, last_step=26):
@@ -112,7 +112,7 @@ def test_ranks_together_train_on_each_window_once_per_epoch(path, windows, world
     for rank in range(world_size):
         order = train_order(reader, rank, world_size)
         ids = order.window_ids(np.arange(len(order)))
-        batches = list(stream_batches(reader, order, batch_size=4))
+        batches = list(stream_batches(reader, order, batch_size=4, segment_bytes=5_000))
         assert [len(batch["start"]) for batch in batches] == [4] * (len(ids) // 4)
         whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         # One series that begins at row 0: a window's id is its start.
@@ -146,6 +146,74 @@ def test_ranks_together_evaluate_each_window_once(path, windows, world_size):
     assert sorted(np.concatenate(starts).tolist()) == expected
 
 
+@pytest.mark.parametrize("rows", [(300, 25, 10, 180), tuple(range(12, 60)), (700,)])
+@pytest.mark.parametrize("rows_per_group", [7, 1000])
+def test_a_stream_of_many_series_equals_numpy_s_windows(rows, rows_per_group, tmp_path):
+    rng = np.random.default_rng(len(rows))
+    series = [rng.normal(size=(count, 2)).cumsum(axis=0) for count in rows]
+    stamps = np.datetime64("2024-01-01", "us") + np.arange(700) * np.timedelta64(1, "h")
+    named = [Series(f"s{n}", stamps[: len(one)], one) for n, one in enumerate(series)]
+    table = Table.of("walks", named, ("a", "b"), "h")
+    write_prepared(table, tmp_path / "p", rows_per_file=130, rows_per_group=rows_per_group)
+    reader = WindowReader(tmp_path / "p", **LENGTHS)
+
+    seen = []
+    for rank in range(3):
+        last_step = len(reader) // 24 + 1
+        order = train_order(reader, rank, 3, last_step=last_step)
+        inside = order.positions(np.arange(len(order))) < len(reader)
+        batches = list(stream_batches(reader, order, batch_size=4))
+        whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        for number, start, past, future in zip(
+            *(whole[name] for name in ("series", "start", "past", "future")), strict=True
+        ):
+            train = series[number][: int(len(series[number]) * 0.7)]
+            window = (train[start : start + 24] - train.mean(axis=0)) / train.std(axis=0)
+            both = np.concatenate([past, future])
+            np.testing.assert_allclose(both, window, rtol=1e-5, atol=1e-5)
+        pairs = zip(whole["series"].tolist(), whole["start"].tolist(), strict=True)
+        seen += [pair for pair, counts in zip(pairs, inside, strict=True) if counts]
+
+    # Every start from which 24 rows lie in the 70 % that train.
+    expected = [
+        (number, start)
+        for number, count in enumerate(rows)
+        for start in range(int(count * 0.7) - 24 + 1)
+    ]
+    assert sorted(seen) == expected
+
+
+def test_a_padded_window_comes_through_the_stream(tmp_path):
+    values = np.arange(20.0)[:, None]
+    stamps = np.datetime64("2024-01-01", "us") + np.arange(20) * np.timedelta64(1, "D")
+    table = Table.of("short", [Series("s", stamps, values)], ("a",), "D")
+    write_prepared(table, tmp_path / "p", split=(0, 8, 8))
+    reader = WindowReader(tmp_path / "p", split="test", short_series="pad", **LENGTHS)
+    order = EvaluationOrder(num_windows=len(reader), batch_size=2, world_rank=0, world_size=1)
+
+    (batch,) = stream_batches(reader, order, batch_size=2)
+
+    # 4 rows train: mean 1.5, variance 1.25. The test part's target is rows 12 to 19.
+    scaled = (np.arange(20.0) - 1.5) / np.sqrt(1.25)
+    assert batch["weight"].tolist() == [1, 0]
+    expected = np.concatenate([np.full(4, np.nan), scaled[:12]])
+    np.testing.assert_allclose(batch["past"][0, :, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(batch["future"][0, :, 0], scaled[12:], rtol=1e-6)
+
+
+def test_a_segment_is_as_large_as_its_rows_may_be(path):
+    reader = WindowReader(path, **LENGTHS)
+    order = train_order(reader, 0, 1)
+    plans = list(_segments(reader, order, 4, 2000))
+
+    # 12 bytes a row.
+    assert max(len(plan.spans) * 12 for plan in plans) <= 2000
+    assert len(plans[1]) > 4
+    starts = np.concatenate([plan.start for plan in plans])
+    assert starts.tolist() == order.window_ids(np.arange(len(order))).tolist()
+    assert {len(plan) for plan in _segments(reader, order, 4, 1)} == {4}
+
+
 def test_a_resumed_stream_goes_on_where_it_would_have_been(path):
     reader = WindowReader(path, **LENGTHS)
     whole = list(stream_batches(reader, train_order(reader, 1, 2), batch_size=4))
@@ -163,7 +231,8 @@ def test_batches_belong_to_the_caller(path):
 
 def test_closing_a_stream_early_leaves_nothing_running(path, small_tasks):
     reader = WindowReader(path, **LENGTHS)
-    stream = stream_batches(reader, train_order(reader, 0, 1, last_step=4000), batch_size=4)
+    order = train_order(reader, 0, 1, last_step=4000)
+    stream = stream_batches(reader, order, batch_size=4, segment_bytes=5_000)
     assert len(list(islice(stream, 3))) == 3
     stream.close()
 

@@ -6,18 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.launch.cluster import connected
+from timellama_dist.launch.evaluate import evaluate, read_arguments
+from timellama_dist.launch.train import main
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "ray_jobs" / "train.py")]
+EVERY_5_STEPS = {"train.save_every": 5, "run.keep_checkpoints": 9}
+"""How often the run of the fixture `finished` saves."""
 
 
 def arguments(llama: Path, table: Path, run_dir: Path, **changes: Any) -> list[str]:
@@ -53,13 +60,10 @@ def history(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tiny_llama: Path, waves_csv: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    run_dir = tmp_path_factory.mktemp("runs") / "finished"
-    done = run_job(*arguments(tiny_llama, waves_csv, run_dir))
-    assert done.returncode == 0, done.stderr
-    return run_dir, done
+def cluster() -> Iterator[None]:
+    """One Ray for the tests that call the programs instead of starting them."""
+    with connected():
+        yield
 
 
 def test_the_run_directory_holds_what_the_contract_says(
@@ -89,6 +93,12 @@ def test_the_run_directory_holds_what_the_contract_says(
     assert metrics["world_size"] == 2
     assert metrics["zero_stage"] == 3
     assert metrics["versions"]["deepspeed"]
+    saved = metrics["checkpoints"]
+    # Every 5 steps; the last one, with the model, is saved when these figures stand.
+    assert saved["saved"] == 6
+    newest = sorted((run_dir / "checkpoints").glob("checkpoint_*"))[-2]
+    assert saved["bytes"] == sum(file.stat().st_size for file in newest.iterdir())
+    assert 0 < saved["seconds"] < metrics["train"]["seconds"]
     counts = metrics["parameters"]
     assert 0 < counts["active"] < counts["trainable"]
     steps = [record["step"] for record in history(run_dir, "train")]
@@ -148,6 +158,35 @@ def test_the_exported_model_forecasts_what_the_workers_forecast(
     np.testing.assert_allclose(scaled, examples["forecast"][-1], atol=2e-5)
 
 
+def test_evaluating_the_exported_model_gives_what_training_measured(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run_dir, _ = finished
+    output, plots = tmp_path / "scores.json", tmp_path / "plots"
+    words = ["--model", str(run_dir / "model"), "--output", str(output), "--plots", str(plots)]
+    program = [sys.executable, str(ROOT / "ray_jobs" / "evaluate.py"), *words]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    # Nothing but progress, where it took its time.
+    assert all(line.startswith("waves: ") for line in done.stderr.splitlines())
+    measured = json.loads((run_dir / "metrics.json").read_text())["test"]
+    scores = json.loads(output.read_text())
+    for key in ("mse", "mae"):
+        assert scores["test"][key] == pytest.approx(measured[key], rel=1e-5)
+    assert (
+        f"| waves | 48 | 12 | 69 | {measured['mse']:.4f} | {measured['mae']:.4f} |" in done.stdout
+    )
+    found = scores["by_dataset"]["waves"]
+    assert found["windows"] == 69
+    assert np.mean(found["by_step"]["mse"]) == pytest.approx(measured["mse"], rel=1e-5)
+    assert list(found["by_channel"]) == ["a", "b", "c"]
+    assert np.mean([one["mae"] for one in found["by_channel"].values()]) == pytest.approx(
+        measured["mae"], rel=1e-5
+    )
+    assert output.with_suffix(".md").read_text() in done.stdout
+    assert (plots / "waves-by-step.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_run_directory_in_use_is_not_overwritten(
     finished: tuple[Path, subprocess.CompletedProcess[str]], tiny_llama: Path, waves_csv: Path
 ) -> None:
@@ -157,7 +196,7 @@ def test_a_run_directory_in_use_is_not_overwritten(
     assert again.stderr.count("\n") == 1
 
 
-def test_ctrl_c_saves_a_checkpoint_and_resuming_gives_the_uninterrupted_run(
+def test_ctrl_c_saves_a_checkpoint_and_resuming_ends_bit_for_bit_as_the_uninterrupted_run(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
     tiny_llama: Path,
     waves_csv: Path,
@@ -165,7 +204,7 @@ def test_ctrl_c_saves_a_checkpoint_and_resuming_gives_the_uninterrupted_run(
 ) -> None:
     run_dir = tmp_path / "stopped"
     process = subprocess.Popen(
-        [*JOB, *arguments(tiny_llama, waves_csv, run_dir)],
+        [*JOB, *arguments(tiny_llama, waves_csv, run_dir, **EVERY_5_STEPS)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -174,22 +213,88 @@ def test_ctrl_c_saves_a_checkpoint_and_resuming_gives_the_uninterrupted_run(
     )
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
-        if (run_dir / "history.jsonl").exists() and history(run_dir, "train"):
+        # Between two validations, so that the best weights aren't the last.
+        if (run_dir / "history.jsonl").exists() and history(run_dir, "validation"):
             break
         time.sleep(0.05)
+    else:
+        process.kill()
+        pytest.fail("no validation within 180 s: this machine is too slow or too busy")
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
+    stopped_at = history(run_dir, "train")[-1]["step"]
+    assert f"stopped at step {stopped_at}; go on with: " in errors
     assert "--run.resume" in errors
     assert "Traceback" not in errors
+    (run_dir / "history.jsonl").unlink()
     done = run_job("--run.dir", str(run_dir), "--run.resume")
     assert done.returncode == 0, done.stderr
+    logged = [record["step"] for record in history(run_dir, "train")]
+    assert logged == [step for step in (15, 20, 25, 30) if step > stopped_at]
     resumed, whole = (
         json.loads((path / "metrics.json").read_text()) for path in (run_dir, finished[0])
     )
+    for key in ("validation", "test"):
+        assert resumed[key] == whole[key]
     assert resumed["train"]["steps"] == whole["train"]["steps"]
-    assert resumed["test"]["mse"] == pytest.approx(whole["test"]["mse"], rel=1e-5)
-    losses = {record["step"]: record["loss"] for record in history(run_dir, "train")}
-    expected = {record["step"]: record["loss"] for record in history(finished[0], "train")}
-    assert losses.keys() == expected.keys()
-    assert losses[30] == pytest.approx(expected[30], rel=1e-4)
+    ours, theirs = (
+        max((folder / "checkpoints").glob("checkpoint_*")) for folder in (run_dir, finished[0])
+    )
+    for file in ("weights", "optimizer", "best"):
+        name = f"{file}.safetensors"
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("cluster")
+def test_baselines_and_unseen_data_are_scored_by_the_same_protocol(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    waves_csv: Path,
+    tmp_path: Path,
+) -> None:
+    run_dir, _ = finished
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    model, unseen = str(run_dir / "model"), tmp_path / "unseen.csv"
+    frame = pd.read_csv(waves_csv).iloc[50:, :3]
+    frame[["a", "b"]] = frame[["a", "b"]] ** 2
+    frame.to_csv(unseen, index=False)
+    lengths = ["--data.context_len", "48", "--data.horizon", "12"]
+    for name, key in (("ridge", "linear"), ("seasonal_naive", "seasonal_naive")):
+        config, known = read_arguments(["--model", name, "--data.path", str(waves_csv), *lengths])
+        found = evaluate(config, known)["test"]
+        assert found["mse"] == pytest.approx(metrics["baselines"][key]["mse"], rel=1e-5)
+        assert found["mae"] == pytest.approx(metrics["baselines"][key]["mae"], rel=1e-5)
+    words = ["--model", model, "--split", "validation", "--scaling.num_workers", "2"]
+    words += ["--scaling.cpus_per_worker", "0.5", "--batch_size", "7"]
+    found = evaluate(*read_arguments(words))["validation"]
+    assert found["mse"] == pytest.approx(metrics["validation"]["mse"], rel=1e-5)
+    zero_shot = ["--model", model, "--data.path", str(unseen), "--data.horizon", "5"]
+    found = evaluate(*read_arguments(zero_shot))["test"]
+    rows = frame[["a", "b"]].to_numpy()
+    train = rows[: int(0.7 * len(rows))]
+    scaled = ((rows - train.mean(axis=0)) / train.std(axis=0))[-int(0.2 * len(rows)) - 48 :]
+    windows = np.lib.stride_tricks.sliding_window_view(scaled, 53, axis=0).transpose(0, 2, 1)
+    forecaster = TimeLlamaForecaster.load(model)
+    with torch.no_grad():
+        past = torch.tensor(windows[:, :48], dtype=torch.float32)
+        error = forecaster.model(past, 0).numpy()[:, :5] - windows[:, 48:]
+    assert found["mse"] == pytest.approx(np.mean(error**2), rel=1e-4)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_diverges_ends_once_with_what_it_knows(
+    tiny_llama: Path, waves_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "diverged"
+    changes = {"train.learning_rate": 1e30, "train.max_skipped_steps": 3, "train.save_every": 1}
+    # The first step is made; what it leads to can't be computed.
+    changes |= {"train.log_every": 1, "train.schedule": "constant", "train.warmup_fraction": 0}
+    assert main(arguments(tiny_llama, waves_csv, run_dir, **changes)) == 1
+    assert (
+        "FloatingPointError: loss or gradient were not finite in 3 steps in a row "
+        "(train.max_skipped_steps), the last of them step 4, at a learning rate of 5e+29; "
+        "lower train.learning_rate=1e+30; the last checkpoint is the newest in "
+        f"{run_dir / 'checkpoints'}; go on with: "
+    ) in capsys.readouterr().err
+    steps = [(r["step"], r["skipped_steps"]) for r in history(run_dir, "train")]
+    assert steps == [(1, 0), (2, 1), (3, 2), (4, 3)], "Ray Train started it again"
