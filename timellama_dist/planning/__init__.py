@@ -1,0 +1,1 @@
+"""Memory, communication and step time of a run from formulas alone: no weights, no framework."""

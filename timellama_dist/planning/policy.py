@@ -1,0 +1,68 @@
+"""What of a DeepSpeed configuration decides memory and communication; the shipped policies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from timellama_dist.config.deepspeed import DEFAULT_POLICY
+
+# As ds_configs/*.json say (a test holds it), for those who have the package without its checkout.
+POLICIES: Mapping[str, Mapping[str, Any]] = {
+    "stage0": {"zero_optimization": {"stage": 0}},
+    "zero1": {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
+    "zero2": {
+        "zero_optimization": {
+            "stage": 2,
+            "reduce_bucket_size": "auto",
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+        }
+    },
+    "zero3": DEFAULT_POLICY,
+    "zero3_offload": {
+        "zero_optimization": {
+            **DEFAULT_POLICY["zero_optimization"],
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "cpu"},
+        }
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroPolicy:
+    """ZeRO's settings with DeepSpeed's defaults filled in; sizes are elements."""
+
+    stage: int
+    reduce_bucket: int
+    prefetch_bucket: int
+    persistence_threshold: int
+    reuse_distance: int
+    live_limit: int
+    num_buckets: int
+    """Two where reduction overlaps the backward pass; none if gradients aren't contiguous."""
+    offloads_optimizer: bool
+    offloads_parameters: bool
+
+    @classmethod
+    def from_resolved(cls, resolved: Mapping[str, Any]) -> Self:
+        """Of what `resolve_deepspeed` gives."""
+        zero = resolved.get("zero_optimization", {})
+        stage = zero.get("stage", 0)
+        contiguous, overlaps = zero.get("contiguous_gradients", True), zero.get("overlap_comm")
+        twice = stage in (1, 2) and overlaps
+        return cls(
+            stage=stage,
+            reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
+            prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+            persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+            live_limit=int(zero.get("stage3_max_live_parameters", 1e9)),
+            reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
+            num_buckets=(2 if twice else 1) if contiguous and stage else 0,
+            offloads_optimizer=_offloads(zero, "offload_optimizer"),
+            offloads_parameters=stage == 3 and _offloads(zero, "offload_param"),
+        )
+
+
+def _offloads(zero: Mapping[str, Any], key: str) -> bool:
+    return (zero.get(key) or {}).get("device", "none") != "none"
