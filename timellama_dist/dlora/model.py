@@ -58,12 +58,29 @@ class DLoraModel(BaseTuner):
         device = losses[0].device
         return torch.stack([loss.to(device) for loss in losses]).sum()
 
+    def forget_graph(self) -> None:
+        """Let go of the last forward pass's graph; call it once the backward pass is done.
+
+        The routers' decisions stay for the statistics. Their graph would live until the next
+        forward pass, and with it whatever its functions hold: bitsandbytes' keep each packed
+        matrix, which under ZeRO-3 is a gathered copy that nobody else needs.
+        """
+        for _, router in self._routers():
+            router.state.routings = {
+                name: Routing(routing.probs.detach(), routing.chosen)
+                for name, routing in router.state.routings.items()
+            }
+
     @torch.no_grad()
-    def router_statistics(self, adapter_name: str | None = None) -> RouterStatistics:
+    def router_statistics(
+        self, adapter_name: str | None = None, *, counted: Tensor | None = None
+    ) -> RouterStatistics:
         """What the routers chose in the last forward pass with an active adapter.
 
         Args:
             adapter_name: the adapter to look at; may be left out when one is active.
+            counted: which samples count, bool, shape (batch,), or one for each of equally many
+                neighbours in the batch; all if not given.
 
         Raises:
             RuntimeError: when no forward pass with this adapter active came before.
@@ -82,10 +99,21 @@ class DLoraModel(BaseTuner):
         num_experts = self._config(adapter_name).num_experts
         blocks = [by_adapter[adapter_name] for by_adapter in routings]
         device = blocks[0].probs.device
+        num_samples = len(blocks[0].probs)
+        if counted is not None:
+            kept = counted.repeat_interleave(num_samples // len(counted)).to(device)
+            blocks = [
+                Routing(
+                    block.probs[kept.to(block.probs.device)],
+                    block.chosen[kept.to(block.chosen.device)],
+                )
+                for block in blocks
+            ]
+            num_samples = len(blocks[0].probs)
         chosen_LPS = torch.stack([block.chosen.sum(dim=0).to(device) for block in blocks])
         probs_LPS = torch.stack([block.probs.sum(dim=0).to(device) for block in blocks])
         return RouterStatistics(
-            num_samples=torch.tensor(len(blocks[0].probs), device=device),
+            num_samples=torch.tensor(num_samples, device=device),
             chosen=chosen_LPS.reshape(len(blocks), -1, num_experts).long(),
             probability_sum=probs_LPS.reshape(len(blocks), -1, num_experts),
             entropy_sum=torch.stack([entropy(block.probs).sum().to(device) for block in blocks]),
