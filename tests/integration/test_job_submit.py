@@ -44,15 +44,22 @@ def stop(pid: int) -> None:
     psutil.wait_procs(alive, timeout=10)
 
 
+# With nothing to spill to: the disk counts as full at a hundredth of it.
+SMALL_STORE = {"--object-store-memory": "80000000", "RAY_local_fs_capacity_threshold": "0.01"}
+
+
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head on loopback; yields the environment that reaches it."""
+def head(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """A Ray head on loopback, with options or variables of its own; yields what reaches it."""
+    said: dict[str, str] = getattr(request, "param", {})
+    options = [f"{key}={value}" for key, value in said.items() if key.startswith("--")]
     gcs, dashboard, client, agent, agent_http = free_ports(5)
     environment = os.environ | {
         # The job's `python` is looked up on the head's PATH.
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        **{key: value for key, value in said.items() if not key.startswith("--")},
     }
     environment.pop("RAY_ADDRESS", None)
     # Short: a Unix socket's path may have 107 characters.
@@ -63,7 +70,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={temp_dir}"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
             *(f"--ray-client-server-port={client}", f"--dashboard-agent-grpc-port={agent}"),
-            *(f"--dashboard-agent-listen-port={agent_http}", "--disable-usage-stats"),
+            *(f"--dashboard-agent-listen-port={agent_http}", "--disable-usage-stats", *options),
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -84,6 +91,25 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
+def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit -- python WORDS`."""
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", "--working-dir", ROOT, "--", "python", *words],
+        env=head,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def submitted(head: dict[str, str], *words: str) -> str:
+    """What a job that succeeds prints."""
+    done = submit(head, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def other_test_part(waves_csv: Path, tmp_path: Path) -> Path:
     """The table of the run `finished`, with noise where it is tested."""
@@ -102,20 +128,9 @@ def test_a_submitted_job_trains_on_the_cluster_and_its_test_part_decides_nothing
 ) -> None:
     run_dir = tmp_path / "submitted"
     words = arguments(tiny_llama, other_test_part, run_dir)
-    done = subprocess.run(
-        [
-            *(str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"),
-            *("python", "ray_jobs/train.py", *words),
-        ],
-        env=head,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Time-LlaMA" in done.stdout
-    assert "succeeded" in done.stdout
+    said = submitted(head, "ray_jobs/train.py", *words)
+    assert "Time-LlaMA" in said
+    assert "succeeded" in said
     ours, theirs = (
         json.loads((path / "metrics.json").read_text()) for path in (finished[0], run_dir)
     )
@@ -128,6 +143,26 @@ def test_a_submitted_job_trains_on_the_cluster_and_its_test_part_decides_nothing
 
 
 @pytest.mark.slow
+def test_a_submitted_search_ends_with_a_configuration_to_train(
+    head: dict[str, str], tiny_llama: Path, waves_csv: Path, tmp_path: Path
+) -> None:
+    search, run_dir = tmp_path / "search.yaml", tmp_path / "search"
+    search.write_text(
+        "space:\n  dlora.rank: {choice: [2, 4]}\nsearcher: grid\ninclude_base: false\n"
+    )
+    small = {"scaling.num_workers": 1, "scaling.cpus_per_worker": 0.5}
+    said = submitted(
+        head,
+        *("ray_jobs/tune.py", "--search", str(search)),
+        *arguments(tiny_llama, waves_csv, run_dir, **small),
+    )
+    assert f"train it with: python ray_jobs/train.py --config {run_dir / 'best.yaml'}" in said
+    assert "succeeded" in said
+    trials = json.loads((run_dir / "search.json").read_text())["trials"]
+    assert sorted(one["keys"]["dlora.rank"] for one in trials) == [2, 4]
+
+
+@pytest.mark.slow
 def test_the_tables_run_as_a_job_whose_trainings_join_its_cluster(
     head: dict[str, str], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -136,22 +171,14 @@ def test_the_tables_run_as_a_job_whose_trainings_join_its_cluster(
     table = pd.DataFrame(waves, columns=list("abcdefg"))
     table.insert(0, "date", weeks)
     table.to_csv(tmp_path / "national_illness.csv", index=False)
-    done = subprocess.run(
-        [
-            *(str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"),
-            *("python", "-m", "benchmarks.tables", "--data", str(tmp_path), "--seeds", "1"),
-            *("--results", str(tmp_path / "results"), "--only", "illness-24-full", "--"),
-            *("--backbone.name", str(tiny_llama), "--data.context_len", "24"),
-            *("--train.max_steps", "4", "--scaling.cpus_per_worker", "0.5"),
-        ],
-        env=head,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
+    said = submitted(
+        head,
+        *("-m", "benchmarks.tables", "--data", str(tmp_path), "--seeds", "1"),
+        *("--results", str(tmp_path / "results"), "--only", "illness-24-full", "--"),
+        *("--backbone.name", str(tiny_llama), "--data.context_len", "24"),
+        *("--train.max_steps", "4", "--scaling.cpus_per_worker", "0.5"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "illness-24-full-seed0: test" in done.stdout
+    assert "illness-24-full-seed0: test" in said
     kept = json.loads((tmp_path / "results" / "illness-24-full-seed0.json").read_text())
     assert kept["metrics"]["train"]["steps"] == 4
     # The program itself doesn't connect, so a driver there is the training's.
@@ -159,3 +186,24 @@ def test_the_tables_run_as_a_job_whose_trainings_join_its_cluster(
         [BIN / "ray", "job", "list"], env=head, capture_output=True, text=True, check=True
     )
     assert "driver_info=DriverInfo" in jobs.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [SMALL_STORE], indirect=True)
+def test_an_object_store_that_is_full_is_told_in_the_last_line(
+    head: dict[str, str], tmp_path: Path
+) -> None:
+    # Five times what the store holds; sorting by series needs all of it at once.
+    rows = 4_000_000
+    table = {
+        "unique_id": np.arange(rows) % 400,
+        "ds": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(rows) // 400, "h"),
+        **{name: np.random.default_rng(0).normal(size=rows) for name in "abcdefgh"},
+    }
+    pd.DataFrame(table).to_parquet(tmp_path / "large.parquet", row_group_size=100_000)
+    words = ("--input", str(tmp_path / "large.parquet"), "--output", str(tmp_path / "prepared"))
+    done = submit(head, "ray_jobs/prepare.py", *words)
+    assert done.returncode == 1, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("a node's ")]
+    assert told, done.stdout[-3000:]
+    assert not (tmp_path / "prepared" / "manifest.json").exists()

@@ -8,6 +8,7 @@ from timellama_dist.errors import DataError
 KINDS = (
     "time",
     "time zone",
+    "unused zone",
     "id",
     "number",
     "empty",

@@ -42,8 +42,7 @@ class Scaler:
         with np.errstate(over="ignore", invalid="ignore"):
             mean = rows.mean(axis=0, where=observed)
             std = rows.std(axis=0, where=observed)
-        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise DataError("values are too large: their standard deviation overflows float64")
+        _check_finite(std)
         # Not std == 0: rounding leaves the standard deviation of a constant 0.1 at 1e-17.
         largest = rows.max(axis=0, where=observed, initial=-np.inf)
         constant = (largest == rows.min(axis=0, where=observed, initial=np.inf)) | (std == 0)
@@ -85,8 +84,7 @@ class Scaler:
             part = np.searchsorted(begins, np.arange(len(values)), side="right") - 1
             centred = np.where(observed, values - mean[part], 0.0)
             std = np.sqrt(np.add.reduceat(np.square(centred), edges, axis=0)[::2] / count)
-        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise DataError("values are too large: their standard deviation overflows float64")
+        _check_finite(std)
         gaps = np.where(observed, values, np.nan)
         low, high = (f.reduceat(gaps, edges, axis=0)[::2] for f in (np.fmin, np.fmax))
         return cls(mean, np.where((low == high) | (std == 0), constant_scale, std))
@@ -98,3 +96,11 @@ class Scaler:
     def inverse(self, scaled: FloatArray) -> NDArray[np.float64]:
         """Values of z-scores of shape (..., C)."""
         return np.asarray(scaled, dtype=np.float64) * self.std + self.mean
+
+
+def _check_finite(std: NDArray[np.float64]) -> None:
+    if (bad := ~np.isfinite(std)).any():
+        raise DataError(
+            f"values of channel {np.argwhere(bad)[0][-1] + 1} are too large: their standard deviation "
+            "overflows float64"
+        )

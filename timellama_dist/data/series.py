@@ -141,8 +141,11 @@ def arrange(
         rows = rows.take(~np.isnat(rows.times))
         if not len(rows.codes):
             return None, findings
-        if options.time_zone is not None and not columns.zoned:
-            to_utc(rows, options.time_zone, origin, findings)
+        if options.time_zone is not None:
+            if columns.zoned:
+                _note_unused_zone(rows, options.time_zone, columns, origin, findings)
+            else:
+                to_utc(rows, options.time_zone, origin, findings)
         if options.timestamps == "check":
             rows = in_time_order(rows, origin, findings)
             rows = without_duplicates(rows, options, origin, findings)
@@ -161,6 +164,20 @@ def arrange(
     if options.series == "channels" and columns.layout == "long":
         table = _join_as_channels(table, origin)
     return table, findings
+
+
+def _note_unused_zone(
+    rows: Rows, zone: str, columns: Columns, origin: Origin, findings: Findings
+) -> None:
+    first = int(rows.rows.min())
+    findings.add(
+        "unused zone",
+        f"{origin.where(first)}: time column {columns.time!r} says its offset from UTC, which is "
+        f"what counts; data.time_zone={zone} is not used ({{count}} rows)",
+        count=len(rows.rows),
+        row=first,
+        fatal=False,
+    )
 
 
 def _table(rows: Rows, columns: Columns, frequency: str | None, origin: Origin, name: str) -> Table:

@@ -7,7 +7,6 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.engine.checkpoint_files import newest_state
 from timellama_dist.errors import ConfigError
 from timellama_dist.launch.run_storage import checkpoints_place
-from timellama_dist.storage import open_place
 
 if TYPE_CHECKING:
     from timellama_dist.launch.plan import PlannedSet
@@ -21,8 +20,8 @@ def check_resumed(begun: RunConfig, now: RunConfig) -> None:
     Workers, steps, rates and the DeepSpeed policy may change.
 
     Args:
-        begun: what the run was begun with.
-        now: what it shall go on with.
+        begun: what the run was begun with, its paths absolute.
+        now: what it shall go on with, likewise.
 
     Raises:
         ConfigError: named by its key.
@@ -32,7 +31,7 @@ def check_resumed(begun: RunConfig, now: RunConfig) -> None:
         fixed = any(key == one or key.startswith(f"{one}.") for one in _FIXED)
         # Fitted anew, to the same data.
         fixed &= not (key == "data.context_len" and now.data.fit_context)
-        if fixed and not _same(key, before.get(key), value):
+        if fixed and before.get(key) != value:
             raise ConfigError(
                 f"{key} cannot be changed in a resumed run: it was begun with {before.get(key)!r}, "
                 f"got {value!r}; begin another run"
@@ -63,10 +62,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _same(key: str, before: Any, after: Any) -> bool:
-    if key == "data.path" and before and after:
-        # A path may be given again as it was, and stands absolute in config.yaml.
-        return open_place(before).uri == open_place(after).uri
-    return bool(before == after)

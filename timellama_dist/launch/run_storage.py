@@ -11,7 +11,7 @@ from timellama_dist.storage import Place, copy_tree, open_place
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 # metrics.json comes last: where it is, the rest is.
-_RESULTS = ("model", "metrics.json")
+_RESULTS = ("model", "report.html", "forecasts.png", "metrics.json")
 
 
 def checkpoints_place(config: RunConfig) -> Place:

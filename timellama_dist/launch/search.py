@@ -106,12 +106,12 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
     from timellama_dist.launch.cluster import connected
     from timellama_dist.launch.describe import describe
     from timellama_dist.launch.search_space import Space
-    from timellama_dist.launch.train import plan_with_dir
+    from timellama_dist.launch.train import absolute_paths, plan_with_dir
     from timellama_dist.launch.tuning import fit_cluster, make_tuner, run_tuner
     from timellama_dist.launch.watcher import RESULTS
     from timellama_dist.report.search import judged
 
-    begun = _absolute(base)
+    begun = absolute_paths(base)
     base = config_from_flat(search.fixed, begun)
     run_dir, plan = plan_with_dir(_longest(search, base), "search-")
     planned = plan.config
@@ -147,23 +147,6 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
             f"no trial was measured, see {run_dir / RESULTS}; try again: {_how_on(run_dir)}"
         )
     return Found(run_dir, results)
-
-
-def _absolute(base: RunConfig) -> RunConfig:
-    """Paths that mean the same in a trial's process, and in a search resumed elsewhere."""
-    from timellama_dist.storage import open_place
-
-    backbone, deepspeed = Path(base.backbone.name).expanduser(), base.deepspeed
-    if base.data.mixture is not None or base.data.path is not None:
-        places = [(part, open_place(part.path)) for part in base.data.parts]
-        parts = [replace(part, path=one.uri) if one.exists() else part for part, one in places]
-        base = replace(base, data=base.data.with_parts(parts))
-    if base.run.storage_path is not None:
-        run = replace(base.run, storage_path=open_place(base.run.storage_path).uri)
-        base = replace(base, run=run)
-    if backbone.exists():
-        base = replace(base, backbone=replace(base.backbone, name=str(backbone.resolve())))
-    return replace(base, deepspeed=deepspeed and str(Path(deepspeed).expanduser().resolve()))
 
 
 def _longest(search: SearchConfig, base: RunConfig) -> RunConfig:

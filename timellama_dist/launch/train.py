@@ -61,8 +61,11 @@ def read_arguments(argv: Sequence[str]) -> RunConfig:
     with tempfile.TemporaryDirectory() as scratch:
         here = open_place(scratch) / begun.name
         copy_tree(begun, here)
-        resumed = load_config(["--config", here.path, *argv], **arguments)
-        check_resumed(load_config(["--config", here.path], **arguments), resumed)
+        first, resumed = (
+            absolute_paths(load_config(["--config", here.path, *more], **arguments))
+            for more in ([], argv)
+        )
+        check_resumed(first, resumed)
         return resumed
 
 
@@ -173,21 +176,31 @@ def plan_with_dir(config: RunConfig, prefix: str = "") -> tuple[Path, "RunPlan"]
     from timellama_dist.launch.resume import check_data
     from timellama_dist.launch.run_storage import check_storage
     from timellama_dist.launch.tracking import check_tracking
-    from timellama_dist.storage import open_place
 
-    run_dir, storage = _run_dir(config, prefix), config.run.storage_path
-    run = replace(
-        config.run,
-        dir=str(run_dir),
-        # Absolute, so that config.yaml means the same from any folder.
-        storage_path=None if storage is None else open_place(storage).uri,
-    )
-    plan = plan_run(replace(config, run=run))
+    run_dir, config = _run_dir(config, prefix), absolute_paths(config)
+    plan = plan_run(replace(config, run=replace(config.run, dir=str(run_dir))))
     check_storage(plan.config)
     check_tracking(plan.config)
     if config.run.resume:
         check_data(plan.config, plan.sets)
     return run_dir, plan
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """Paths that mean the same in a worker's process, and in a run resumed from another folder."""
+    from timellama_dist.storage import open_place
+
+    backbone, deepspeed = Path(config.backbone.name).expanduser(), config.deepspeed
+    if config.data.mixture is not None or config.data.path is not None:
+        places = [(part, open_place(part.path)) for part in config.data.parts]
+        parts = [replace(part, path=one.uri) if one.exists() else part for part, one in places]
+        config = replace(config, data=config.data.with_parts(parts))
+    if config.run.storage_path is not None:
+        run = replace(config.run, storage_path=open_place(config.run.storage_path).uri)
+        config = replace(config, run=run)
+    if backbone.exists():
+        config = replace(config, backbone=replace(config.backbone, name=str(backbone.resolve())))
+    return replace(config, deepspeed=deepspeed and str(Path(deepspeed).expanduser().resolve()))
 
 
 def _run_dir(config: RunConfig, prefix: str) -> Path:

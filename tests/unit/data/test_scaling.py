@@ -30,8 +30,12 @@ def test_inverse_undoes_transform_at_any_leading_shape():
 
 
 def test_values_whose_variance_overflows_are_refused():
-    with pytest.raises(DataError, match="their standard deviation overflows float64"):
-        Scaler.fit(np.array([[1e300], [-1e300]]))
+    message = "^values of channel 2 are too large: their standard deviation overflows float64$"
+    values = np.array([[1.0, 1e300], [0.0, -1e300]])
+    with pytest.raises(DataError, match=message):
+        Scaler.fit(values)
+    with pytest.raises(DataError, match=message):
+        Scaler.fit_parts(values, np.array([0]), np.array([2]))
 
 
 def test_missing_values_take_no_part():

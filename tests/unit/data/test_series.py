@@ -1,6 +1,7 @@
 """What is done about tables as they really are, by option, with what is said of it."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -193,6 +194,19 @@ def test_a_time_that_the_clock_never_showed_is_refused() -> None:
         values_of(frame, time_zone="Europe/Paris")
 
 
+def test_a_time_zone_that_is_not_used_is_told() -> None:
+    frame = hourly([1, 2, 3, 4], start="2024-01-01 00:00")
+    frame["ds"] = pd.to_datetime(frame["ds"]).dt.tz_localize("UTC")
+
+    table = table_from_frame(frame, TableOptions(time_zone="Europe/Paris"))
+
+    assert table.timestamps[0] == np.datetime64("2024-01-01")
+    assert table.notes == (
+        "frame: row 1: time column 'ds' says its offset from UTC, which is what counts; "
+        "data.time_zone=Europe/Paris is not used (4 rows)",
+    )
+
+
 def test_times_with_and_without_an_offset_are_not_mixed(tmp_path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("ds,y\n2024-01-01T00:00+01:00,1\n2024-01-01T01:00,2\n")
@@ -202,6 +216,55 @@ def test_times_with_and_without_an_offset_are_not_mixed(tmp_path) -> None:
         "first row (1 such rows)"
     ):
         read_table(path)
+
+
+def test_an_offset_that_changes_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("ds,y\n2024-03-31T01:00+01:00,1\n2024-03-31T03:00+02:00,2\n")
+
+    assert read_table(path).notes == (
+        f"{path}: row 2: the UTC offset changes from +01:00 to +02:00 (1 changes); all times become "
+        "UTC",
+    )
+
+
+def test_what_is_put_in_and_filled_is_noted_with_its_counts() -> None:
+    frame = hourly([1, 2, 3, NAN, 5, 6, 7, 8]).drop(index=[5, 6])
+
+    notes = table_from_frame(frame, TableOptions(gaps="reindex", missing="ffill")).notes
+
+    assert notes == (
+        "3 empty values of column 'y' filled with the last value before (data.missing=ffill), the "
+        "first at frame: row 4",
+        "2 rows put in where times were missing (data.gaps=reindex), the first after frame: row 5",
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "options", "message"),
+    [
+        (
+            hourly([1, 2]),
+            {"layout": "long"},
+            "frame: data.layout=long, but it has no column 'unique_id'",
+        ),
+        (
+            hourly([1, 2], name="a"),
+            {"layout": "wide"},
+            "frame: data.layout=wide, but it has column 'unique_id'",
+        ),
+        (
+            pd.DataFrame({"ds": pd.array([None, None], dtype="string"), "y": [1.0, 2.0]}),
+            {},
+            "frame: time column 'ds' is empty in its first rows",
+        ),
+    ],
+)
+def test_a_frame_that_is_not_what_it_is_said_to_be_is_refused(
+    frame: pd.DataFrame, options: dict[str, str], message: str
+) -> None:
+    with refused(message):
+        table_from_frame(frame, TableOptions(**options))
 
 
 def test_a_row_can_hold_a_whole_series(tmp_path) -> None:

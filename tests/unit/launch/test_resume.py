@@ -8,6 +8,7 @@ import pytest
 
 from timellama_dist.config.load import dump_config
 from timellama_dist.config.schema import (
+    BackboneSection,
     DataSection,
     DLoraSection,
     RunConfig,
@@ -47,10 +48,21 @@ def test_a_path_may_be_given_again_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    begun = RunConfig(data=DataSection(path=str(tmp_path / "a.csv")))
-    check_resumed(begun, RunConfig(data=DataSection(path="a.csv")))
+    for name in ("a.csv", "b.csv", "llama.gguf", "other.gguf"):
+        (tmp_path / name).touch()
+    begun = RunConfig(
+        data=DataSection(path=str(tmp_path / "a.csv")),
+        backbone=BackboneSection(name=str(tmp_path / "llama.gguf")),
+    )
+    dump_config(begun, tmp_path / "config.yaml")
+    words = ["--run.dir", ".", "--run.resume"]
+    words += ["--data.path", "a.csv", "--backbone.name", "llama.gguf"]
+    resumed = read_arguments(words)
+    assert (resumed.data, resumed.backbone) == (begun.data, begun.backbone)
     with pytest.raises(ConfigError, match=r"^data\.path cannot be changed"):
-        check_resumed(begun, RunConfig(data=DataSection(path="b.csv")))
+        read_arguments([*words, "--data.path", "b.csv"])
+    with pytest.raises(ConfigError, match=r"^backbone\.name cannot be changed"):
+        read_arguments([*words, "--backbone.name", "other.gguf"])
 
 
 def test_what_is_given_again_goes_with_what_the_run_was_begun_with(tmp_path: Path) -> None:

@@ -24,10 +24,16 @@ def config(folder: Path, **run: Any) -> RunConfig:
     return RunConfig(run=RunSection(dir=str(folder / "here" / "first"), **run))
 
 
+RESULTS = {
+    *("metrics.json", "report.html", "forecasts.png"),
+    *("model/config.json", "model/adapter/a.json"),
+}
+
+
 def finished(folder: Path) -> Path:
     run_dir = folder / "here" / "first"
     (run_dir / "model" / "adapter").mkdir(parents=True)
-    for name in ("metrics.json", "config.yaml", "model/config.json", "model/adapter/a.json"):
+    for name in (*RESULTS, "config.yaml"):
         (run_dir / name).write_text(name)
     (run_dir / "history.jsonl").write_text("")
     return run_dir
@@ -97,7 +103,7 @@ def test_results_are_copied_and_nothing_else(tmp_path: Path) -> None:
     assert str(place) == str(tmp_path / "shared/first")
     files = {path for path in (tmp_path / "shared/first").rglob("*") if path.is_file()}
     found = {str(path.relative_to(tmp_path / "shared/first")) for path in files}
-    assert found == {"metrics.json", "model/config.json", "model/adapter/a.json"}
+    assert found == RESULTS
 
 
 def test_a_run_whose_storage_is_its_own_folder_copies_nothing(tmp_path: Path) -> None:
