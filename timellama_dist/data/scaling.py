@@ -100,7 +100,7 @@ class Scaler:
 
 def _check_finite(std: NDArray[np.float64]) -> None:
     if (bad := ~np.isfinite(std)).any():
+        channel = np.argwhere(bad)[0][-1] + 1
         raise DataError(
-            f"values of channel {np.argwhere(bad)[0][-1] + 1} are too large: their standard deviation "
-            "overflows float64"
+            f"values of channel {channel} are too large: their standard deviation overflows float64"
         )

@@ -223,8 +223,8 @@ def test_an_offset_that_changes_is_noted(tmp_path: Path) -> None:
     path.write_text("ds,y\n2024-03-31T01:00+01:00,1\n2024-03-31T03:00+02:00,2\n")
 
     assert read_table(path).notes == (
-        f"{path}: row 2: the UTC offset changes from +01:00 to +02:00 (1 changes); all times become "
-        "UTC",
+        f"{path}: row 2: the UTC offset changes from +01:00 to +02:00 (1 changes); all times "
+        "become UTC",
     )
 
 
