@@ -46,13 +46,15 @@ class PeakMemory:
     """Samples this process, Ray's workers and Ray's object store while its block runs.
 
     Attributes:
-        peaks: most bytes seen: "driver" and "workers" (sum) are what each process has of its own,
-            without the shared object store (USS); "object_store" is what is used of that, and
-            "spilled" what was ever written to disk for want of it.
+        peaks: most bytes seen: "driver", "workers" (sum) and "worker" (the largest of them) are
+            what each process has of its own, without the shared object store (USS); "object_store"
+            is what is used of that, and "spilled" what was ever written to disk for want of it;
+            "processes" is how many workers there were at most.
     """
 
     def __init__(self, every_s: float = 0.25) -> None:
-        self.peaks = dict.fromkeys(("driver", "workers", "object_store", "spilled"), 0)
+        kinds = ("driver", "workers", "worker", "processes", "object_store", "spilled")
+        self.peaks = dict.fromkeys(kinds, 0)
         self._every_s = every_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peak-memory", daemon=True)
@@ -79,9 +81,12 @@ class PeakMemory:
 
         process = psutil.Process()
         store = get_memory_info_reply(self._state).store_stats
+        workers = list(filter(None, map(_own_bytes, process.children(recursive=True))))
         found = {
             "driver": process.memory_full_info().uss,
-            "workers": sum(map(_own_bytes, process.children(recursive=True))),
+            "workers": sum(workers),
+            "worker": max(workers, default=0),
+            "processes": len(workers),
             "object_store": store.object_store_bytes_used,
             "spilled": store.spilled_bytes_total,
         }

@@ -148,8 +148,9 @@ def measure_memory(folder: Path, scale: int, arguments: argparse.Namespace) -> d
     found = {"scale": scale, "rows": rows, **run_inside(path, arguments)}
     print(
         f"{scale:>4}x {found['table_bytes'] >> 20} MiB of rows: peak MiB: driver "
-        f"{found['driver'] >> 20}, workers {found['workers'] >> 20}, object store "
-        f"{found['object_store'] >> 20}; {found['windows_per_s']:.0f} windows/s",
+        f"{found['driver'] >> 20}, workers {found['workers'] >> 20} (at most {found['processes']}, "
+        f"the largest {found['worker'] >> 20}), object store {found['object_store'] >> 20}; "
+        f"{found['windows_per_s']:.0f} windows/s",
         flush=True,
     )
     return found
