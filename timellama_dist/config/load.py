@@ -123,15 +123,24 @@ def _flat_parser() -> ArgumentParser:
     return build_parser("config", "")
 
 
-def dump_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML that `--config` takes back."""
-    dump_settings(config, path)
+def dump_config(config: RunConfig, path: Path, leave_out: Sequence[str] = ()) -> None:
+    """Write the resolved configuration as YAML that `--config` takes back.
+
+    Args:
+        config: the run.
+        path: the file.
+        leave_out: names of sections about which the file shall say nothing.
+    """
+    dump_settings(config, path, leave_out)
 
 
-def dump_settings(settings: Any, path: Path) -> None:
+def dump_settings(settings: Any, path: Path, leave_out: Sequence[str] = ()) -> None:
     """The same for what `load_settings` gave."""
     parser = build_parser("config", "", type(settings))
-    text = parser.dump(parser.parse_object(asdict(settings)), skip_unset=False)
+    values = parser.parse_object(asdict(settings))
+    for section in leave_out:
+        del values[section]
+    text = parser.dump(values, skip_unset=False, skip_validation=bool(leave_out))
     # A run is resumed by it: a full disk must not cost the one that is there.
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(text, encoding="utf-8")

@@ -206,6 +206,10 @@ class SearchConfig:
     def _check_mutations(self) -> None:
         if self.scheduler not in ("pbt", "pb2"):
             return
+        if self.searcher == "tpe":
+            raise ConfigError(
+                f"scheduler: {self.scheduler} needs searcher: random or grid, got {self.searcher}"
+            )
         if not self.mutated:
             raise ConfigError(
                 f"scheduler: {self.scheduler} needs a key in space that may change while a trial "

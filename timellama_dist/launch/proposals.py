@@ -1,5 +1,6 @@
 """Proposes the trials of a search to Ray Tune: only such as can be run, none twice."""
 
+import itertools
 import json
 import pickle
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ class Proposals(Searcher):
             if self._optuna is not None and name is not None:
                 self._optuna.on_trial_complete(name, error=True)
         return Searcher.FINISHED
+
+    def draw_all(self, count: int) -> list[Keys]:
+        """That many trials' keys, or as many as there are."""
+        drawn = (self.suggest(f"trial-{number}") for number in range(count))
+        return list(itertools.takewhile(lambda keys: keys != Searcher.FINISHED, drawn))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell Optuna."""

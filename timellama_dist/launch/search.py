@@ -18,7 +18,7 @@ from timellama_dist.config.load import (
     load_run,
     load_settings,
 )
-from timellama_dist.config.schema import RunConfig, RunSection
+from timellama_dist.config.schema import RunConfig
 from timellama_dist.config.search import SearchConfig
 from timellama_dist.errors import ConfigError, InterruptedRunError
 
@@ -167,7 +167,7 @@ def _write_results(space: "Space", run_dir: Path, results: dict[str, Any]) -> No
         plot_search(results, run_dir / "pareto.png")
         found = config_from_flat(best["keys"], space.base)
         # A run of its own, wherever the search was.
-        dump_config(replace(found, run=RunSection()), run_dir / "best.yaml")
+        dump_config(found, run_dir / "best.yaml", leave_out=["run"])
 
 
 def _how_on(run_dir: Path) -> str:

@@ -1,7 +1,9 @@
 """One trial of a search: a whole Ray Train run inside of a Ray Tune trial, without a test."""
 
+import functools
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune import Trainable
+from ray.tune.trainable import wrap_function
 
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
@@ -23,6 +27,10 @@ from timellama_dist.storage import copy_tree, open_place
 
 # Ray Tune waits so long for a stopped trial's last step before it begins the next one's.
 _LAST_STEP_S = 600
+
+# No trial runs in this process.
+_idle = threading.Event()
+_idle.set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,29 @@ class TrialSpec:
     """The linear map of each data set, if all trials have the same."""
 
 
+def make_trainable(told: TrialSpec) -> type[Trainable]:
+    """What Ray Tune runs for a trial: `run_trial`, which is never cut off in the middle."""
+
+    class Trial(wrap_function(functools.partial(run_trial, told=told), name="trial")):  # type: ignore[misc]
+        def cleanup(self) -> None:
+            """Wait for the last step of a run that was told to stop.
+
+            Ray Tune doesn't, and ends the process. The run's workers would hold their place in the
+            cluster for ever, where Ray runs without its dashboard.
+            """
+            try:
+                super().cleanup()
+            finally:
+                _wait_until_idle()
+
+    return Trial
+
+
+def _wait_until_idle() -> None:
+    # By a name of this module: the class travels to other processes with all that it names.
+    _idle.wait(_LAST_STEP_S)
+
+
 def run_trial(keys: Mapping[str, Any], told: TrialSpec) -> None:
     """Train one configuration and report each of its validations; called by Ray Tune.
 
@@ -50,7 +81,14 @@ def run_trial(keys: Mapping[str, Any], told: TrialSpec) -> None:
     """
     # Read by Ray Tune in this process.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_LAST_STEP_S)
-    config = _begin(keys, told)
+    _idle.clear()
+    try:
+        _run(_begin(keys, told), told)
+    finally:
+        _idle.set()
+
+
+def _run(config: RunConfig, told: TrialSpec) -> None:
     name, monitor = Monitor.start()
     fitting = Fitting(build_trainer(config, maps=told.maps, monitor=name, test=False))
     history = ProgressLine(Path(str(config.run.dir)) / "history.jsonl")

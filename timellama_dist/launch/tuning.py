@@ -1,6 +1,5 @@
 """A search becomes a Ray Tune run: what the cluster holds, scheduler, trials, Ctrl-C."""
 
-import functools
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunSection
@@ -28,7 +28,7 @@ from timellama_dist.launch.plan import RunPlan
 from timellama_dist.launch.proposals import Proposals
 from timellama_dist.launch.search_space import Keys, Space, find_memory
 from timellama_dist.launch.train import fit_shortcuts
-from timellama_dist.launch.trial import TrialSpec, run_trial
+from timellama_dist.launch.trial import TrialSpec, make_trainable
 from timellama_dist.launch.watcher import PRUNED, Watcher
 from timellama_dist.report.search import AXES, HEAT
 
@@ -95,10 +95,11 @@ def make_tuner(space: Space, plan: RunPlan, run_dir: Path, concurrent: int) -> t
     # A trial itself only waits. It takes a share of what its node has once: so no more run at the
     # same time, paused ones not counted, and all of them here, where the run directory is.
     share = int(10_000 / concurrent) / 10_000
-    trainable = tune.with_resources(functools.partial(run_trial, told=spec), {_here(): share})
+    trainable = tune.with_resources(make_trainable(spec), {_here(): share})
     if plan.config.run.resume and tune.Tuner.can_restore(str(run_dir / TUNE)):
         return tune.Tuner.restore(str(run_dir / TUNE), trainable, resume_errored=True)
     search, values = space.search, space.base.to_dict()
+    proposals, domains = _proposals(space, run_dir / PRUNED)
     heat = {f"{section}.{key}": values[section][key] for section, key in HEAT}
     facts = {
         "search": asdict(search),
@@ -109,9 +110,10 @@ def make_tuner(space: Space, plan: RunPlan, run_dir: Path, concurrent: int) -> t
     }
     return tune.Tuner(
         trainable,
+        param_space=domains,
         tune_config=tune.TuneConfig(
             num_samples=search.most_trials,
-            search_alg=Proposals(space, run_dir / PRUNED),
+            search_alg=proposals,
             scheduler=_scheduler(space),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -190,6 +192,16 @@ def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
         hands_over=space.search.scheduler in ("pbt", "pb2"),
         maps=maps,
     )
+
+
+def _proposals(space: Space, pruned: Path) -> tuple[Searcher | SearchAlgorithm, Keys | None]:
+    """What proposes trials, and the domains that Ray Tune itself must know for it."""
+    proposals = Proposals(space, pruned)
+    if space.search.scheduler not in ("pbt", "pb2"):
+        return proposals, None
+    # Beside these, Ray Tune takes nothing that learns from trials: all are drawn before.
+    drawn = proposals.draw_all(space.search.most_trials)
+    return BasicVariantGenerator(points_to_evaluate=drawn), space.domains()
 
 
 def _scheduler(space: Space) -> TrialScheduler:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.result import EXPR_ERROR_FILE
 
 from timellama_dist.report.search import best_trial
 
@@ -120,7 +121,10 @@ def _status(trial: Trial, last: Mapping[str, Any], *, ended: bool) -> str:
 
 def _cause(trial: Trial) -> str:
     """The last line of a failed trial's error."""
-    lines = str(trial.get_error() or trial.get_pickled_error() or "").strip().splitlines()
+    # The storage has it only some time later.
+    written = Path(trial.local_path or "", EXPR_ERROR_FILE)
+    text = written.read_text(encoding="utf-8") if written.is_file() else trial.get_error()
+    lines = str(text or "").strip().splitlines()
     return lines[-1].strip() if lines else "unknown"
 
 

@@ -21,7 +21,7 @@ def test_a_search_file_is_read_and_written_alike(tmp_path: Path) -> None:
         "  dlora.rank: {choice: [2, 4]}\n"
         "  train.learning_rate: {loguniform: [1e-4, 1e-2]}\n"
         "  train.max_steps: 200\n"
-        "scheduler: pbt\n"
+        "searcher: random\nscheduler: pbt\n"
     )
     search = load_search(file)
     assert search.distributions == {
@@ -68,9 +68,20 @@ def test_randint_leaves_its_upper_end_out_as_ray_tune_does() -> None:
             {"space": RANK, "searcher": "grid", "num_trials": 3},
             r"^num_trials must be left out of a grid, which has 2 combinations; got 3$",
         ),
-        ({"space": RANK, "scheduler": "pbt"}, r"^scheduler: pbt needs a key in space that may"),
         (
-            {"space": {"model.dropout": {"choice": [0.1]}}, "scheduler": "pb2"},
+            {"space": RANK, "scheduler": "pbt", "searcher": "random"},
+            r"^scheduler: pbt needs a key in space that may",
+        ),
+        (
+            {"space": RANK, "scheduler": "pbt"},
+            r"^scheduler: pbt needs searcher: random or grid, got tpe$",
+        ),
+        (
+            {
+                "space": {"model.dropout": {"choice": [0.1]}},
+                "scheduler": "pb2",
+                "searcher": "random",
+            },
             r"^space\.model\.dropout must be uniform or loguniform for pb2, got choice$",
         ),
         (
