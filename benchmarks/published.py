@@ -258,8 +258,14 @@ def batch_loss(model: nn.Module, batch: Batch, loss: str) -> Tensor:
 
 
 def forward(model: Any, past_BLC: np.ndarray) -> Tensor:
+    """Forecasts of windows whose missing values are filled first, shape (B, H, C)."""
+    return forecast_filled(
+        model, torch.as_tensor(np.ascontiguousarray(fill_missing(past_BLC)), dtype=torch.float32)
+    )
+
+
+def forecast_filled(model: Any, past: Tensor) -> Tensor:
     """The library's models see channels apart, as so many windows, or together; (B, H, C)."""
-    past = torch.as_tensor(np.ascontiguousarray(fill_missing(past_BLC)), dtype=torch.float32)
     if model.MULTIVARIATE:
         together: Tensor = model({"insample_y": past, **NOTHING_ELSE})
         return together

@@ -99,8 +99,21 @@ class TimeLlamaForecaster:
         }
 
     @classmethod
-    def load(cls, path: Location, *, device: torch.device | str = "cpu") -> Self:
+    def load(
+        cls,
+        path: Location,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        unpack: bool | None = None,
+    ) -> Self:
         """Load an exported model, the folder `model` of a run, from a local path or a URI.
+
+        Args:
+            path: where it is.
+            device: where it shall run.
+            dtype: of its weights, see `load_model`.
+            unpack: its 4-bit matrices when it is loaded, see `load_model`.
 
         Raises:
             CheckpointError: missing, damaged, or of an unknown schema version.
@@ -108,7 +121,7 @@ class TimeLlamaForecaster:
             DataError: the storage refuses.
         """
         with local_folder(path) as folder:
-            model, card = load_model(folder, device=device)
+            model, card = load_model(folder, device=device, dtype=dtype, unpack=unpack)
             files = [folder / scalers_file(number) for number, _ in enumerate(card.datasets)]
             scalers = [_read_scalers(file) for file in files]
             return cls(model, card, scalers, read_quantiles(folder))

@@ -28,6 +28,9 @@ class ForecastConfig:
     """Steps between two cut-offs; a horizon if not given."""
     batch_size: int = 64
     """Windows per forward pass."""
+    unpack: bool | None = None
+    """Keep the model's 4-bit matrices unpacked, sooner done and eight times as large; on a CPU only,
+    if not given."""
     part_windows: int = 1024
     """Forecasts in a file of the output; what is being written when a run is killed is done anew.
     """

@@ -237,6 +237,7 @@ def _run(
         horizon=job["horizon"],
         truth=config.cutoffs > 0,
         batch_size=config.batch_size,
+        unpack=config.unpack,
     )
     started = time.monotonic()
     with closing(Progress("forecast", total, unit="forecast", done=total - left)) as progress:

@@ -38,6 +38,7 @@ class PartTask:
     truth: bool
     """The targets are known, and written beside the forecasts."""
     batch_size: int
+    unpack: bool | None
 
 
 def forecast_parts(
@@ -88,7 +89,9 @@ class _PartForecaster:
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         self.task: PartTask = ray.get(told)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.forecaster = TimeLlamaForecaster.load(self.task.model, device=device)
+        self.forecaster = TimeLlamaForecaster.load(
+            self.task.model, device=device, unpack=self.task.unpack
+        )
         self.reader = SeriesReader(self.task.data)
         ids = self.reader.unique_ids
         self.unique_ids = np.asarray(self.forecaster.known_ids(ids, self.task.dataset))

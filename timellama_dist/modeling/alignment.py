@@ -54,12 +54,20 @@ class PromptAlignment(nn.Module):
         Returns:
             Aligned tokens, shape (B, C, D).
         """
-        prompt_PD = self.prompt_norm(prompt_PD.to(token_BCD.dtype))
-        query = self._heads(self.query(token_BCD))
-        # One prompt for the whole batch: keys and values are computed once and broadcast.
-        key = self._heads(self.key(prompt_PD)[None]).expand(len(token_BCD), -1, -1, -1)
-        value = self._heads(self.value(prompt_PD)[None]).expand(len(token_BCD), -1, -1, -1)
-        attended_BKCd = functional.scaled_dot_product_attention(query, key, value)
+        return self.attend(token_BCD, *self.keys_and_values(prompt_PD.to(token_BCD.dtype)))
+
+    def keys_and_values(self, prompt_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """What of the alignment depends on the prompt alone, each of shape (1, K, P, D / K)."""
+        prompt_1PD = self.prompt_norm(prompt_PD)[None]
+        return self._heads(self.key(prompt_1PD)), self._heads(self.value(prompt_1PD))
+
+    def attend(self, token_BCD: Tensor, key_1KPd: Tensor, value_1KPd: Tensor) -> Tensor:
+        """Align tokens to a prompt of which `keys_and_values` is known."""
+        query_BKCd = self._heads(self.query(token_BCD))
+        # One prompt for the whole batch: its keys and values are broadcast.
+        key = key_1KPd.expand(len(token_BCD), -1, -1, -1)
+        value = value_1KPd.expand(len(token_BCD), -1, -1, -1)
+        attended_BKCd = functional.scaled_dot_product_attention(query_BKCd, key, value)
         attended_BCD = attended_BKCd.transpose(1, 2).flatten(2)
         aligned_BCD: Tensor = self.out(token_BCD + self.project(attended_BCD))
         return aligned_BCD

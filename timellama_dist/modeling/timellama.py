@@ -74,6 +74,8 @@ class TimeLlama(nn.Module):
         used = prompts if self.align is not None or prefix else ()
         for dataset, prompt_PD in enumerate(used):
             self.register_buffer(f"prompt_{dataset}_PD", prompt_PD)
+        self.num_prompts = len(used)
+        self.folded = False
         self.dropout = nn.Dropout(dropout)
         self.backbone = backbone
         self.head = nn.Linear(hidden_size, horizon)
@@ -96,7 +98,7 @@ class TimeLlama(nn.Module):
         # The weights' dtype may be bf16; the statistics stay in the input's.
         token_BCD = self.tokenize(normed_BLC.transpose(1, 2).to(self.tokenize.weight.dtype))
         if self.align is not None:
-            token_BCD = self.align(token_BCD, self.get_buffer(f"prompt_{dataset}_PD"))
+            token_BCD = self._align(self.align, token_BCD, dataset)
         hidden_BCD = self._encode(self.dropout(token_BCD), dataset)
         normed_BHC = self.head(self.dropout(hidden_BCD)).transpose(1, 2).to(past_BLC.dtype)
         forecast_BHC = self.norm.inverse(normed_BHC, statistics, affine)
@@ -121,6 +123,26 @@ class TimeLlama(nn.Module):
         """The adapter's tuner, if there is one."""
         tuner = self.backbone.base_model if isinstance(self.backbone, PeftModel) else None
         return tuner if isinstance(tuner, DLoraModel) else None
+
+    def fold_prompts(self) -> None:
+        """Compute once what the alignment makes of each prompt, for weights that stay."""
+        if self.align is None:
+            return
+        for dataset in range(self.num_prompts):
+            folded = self.align.keys_and_values(self.get_buffer(f"prompt_{dataset}_PD"))
+            self.register_buffer(f"folded_{dataset}", torch.stack(folded), persistent=False)
+        self.folded = True
+
+    def _align(self, align: PromptAlignment, token_BCD: Tensor, dataset: int) -> Tensor:
+        if self.folded:
+            return align.attend(token_BCD, *self.get_buffer(f"folded_{dataset}"))
+        aligned_BCD: Tensor = align(token_BCD, self.get_buffer(f"prompt_{dataset}_PD"))
+        return aligned_BCD
+
+    @property
+    def sees_one_token(self) -> bool:
+        """Does the backbone see each channel's token alone?"""
+        return self.attention == "independent" and not self.prefix
 
     def _encode(self, token_BCD: Tensor, dataset: int) -> Tensor:
         alone = self.attention == "independent"
