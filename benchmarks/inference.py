@@ -6,14 +6,15 @@
 One process, one thread, float32 unless named otherwise; the models take turns round by round. All
 forecast the same random windows. The LLMs have the same blocks; PatchTST, iTransformer and Time-LLM
 are neuralforecast's modules with its default sizes. Time-LLM's prototypes, which its own code
-computes anew in each pass, are computed before the clock starts.
+computes anew in each pass, are computed before the clock starts. It sees channels apart, and is
+given 43 at most, for 862 would need several GiB and a minute: its time is scaled up to all of them.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,18 +37,20 @@ from timellama_dist.modeling.timellama import TimeLlama, build_model
 OURS = "Time-LlaMA"
 DESCRIPTION = DATASETS["epf"].prompt
 LEAST_S = 0.3  # A measurement is as many passes as take that long.
+MOST_CHANNELS = {"Time-LLM": 43}
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="smollm2-135m")
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument(
-        "--cases", nargs="+", default=["7x1", "7x8", "21x4", "862x1"], metavar="CHANNELSxWINDOWS"
+        "--cases", nargs="+", default=["7x1", "7x8", "21x2", "862x1"], metavar="CHANNELSxWINDOWS"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", metavar="FILE.json")
-    return run_command(lambda: command(parser.parse_args()))
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: command(arguments))
 
 
 def command(arguments: argparse.Namespace) -> None:
@@ -145,17 +148,19 @@ def measure(
     """Seconds a pass of every model, once a round."""
     shape = (batch, config.data.context_len, num_channels)
     past = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    expected = (batch, config.data.horizon, num_channels)
     timers = {}
     for name, model in models.items():
-        timers[name] = timer(model, past)
-        found = run(model, past)
-        assert found.shape == expected, (name, found.shape)
-    return alternate(timers, rounds)
+        most = MOST_CHANNELS.get(name, num_channels)
+        seen = past[:, :, :most]
+        timers[name] = timer(model, seen)
+        assert run(model, seen).shape == (batch, config.data.horizon, seen.shape[2]), name
+    shares = {name: num_channels / min(most, num_channels) for name, most in MOST_CHANNELS.items()}
+    found = alternate(timers, rounds)
+    return {name: [one * shares.get(name, 1) for one in took] for name, took in found.items()}
 
 
 def timer(model: nn.Module, past: Tensor) -> Callable[[], float]:
-    """A function that gives the mean seconds of a pass."""
+    """A function that gives the mean seconds of a pass over these windows."""
 
     def seconds() -> float:
         passes, started = 0, time.perf_counter()
@@ -185,4 +190,4 @@ def report(title: str, seconds: dict[str, list[float]], models: dict[str, nn.Mod
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

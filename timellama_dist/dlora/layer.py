@@ -44,9 +44,6 @@ class DLoraLinear(nn.Module, DLoraLayer):
     The experts lie stacked, so a pool costs one GEMM, one multiplication by the gates and one
     GEMM, whatever the samples choose: every rank runs the same graph. They are `nn.Linear`
     modules because ZeRO-3 gathers parameters as a module's forward begins.
-
-    Attributes:
-        frozen: the weights stay as they are, and whole: nothing is trained or sharded any more.
     """
 
     adapter_layer_names = ("dlora_A", "dlora_B")
@@ -61,7 +58,6 @@ class DLoraLinear(nn.Module, DLoraLayer):
         self.expert_slot: dict[str, int] = {}
         self.num_modules: dict[str, int] = {}
         self.dropout: dict[str, float] = {}
-        self.frozen = False
 
     def add_adapter(
         self, adapter_name: str, config: DLoraConfig, slot: int, num_modules: int
@@ -103,14 +99,12 @@ class DLoraLinear(nn.Module, DLoraLayer):
                 adapter_x = F.dropout(adapter_x, dropout)
             gates_B1K = self.block_state.gates_of(adapter_name)[self.expert_slot[adapter_name]]
             # The gates carry alpha / R, which saves a pass over the (larger) output.
-            gated_BTK = lora_A(adapter_x) * gates_B1K
-            lora_B: Any = self.dlora_B[adapter_name]
-            if self.frozen and gated_BTK.dtype == dtype:
-                # Into the base's output: a sum of its own costs more than the product does.
-                rows = result.view(-1, result.shape[-1])
-                rows.addmm_(gated_BTK.flatten(0, -2), lora_B.weight.t())
+            experts_BTO = self.dlora_B[adapter_name](lora_A(adapter_x) * gates_B1K)
+            if torch.is_grad_enabled() or experts_BTO.dtype != dtype:
+                result = result + experts_BTO
             else:
-                result = result + lora_B(gated_BTK)
+                # Memory of its own would cost the sum more than its additions do.
+                result.add_(experts_BTO)
         return result.to(dtype)
 
 

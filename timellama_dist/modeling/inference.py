@@ -1,6 +1,6 @@
 """Makes a trained model ready to forecast, and for nothing else: what stays is computed once.
 
-Nothing is rounded that the plain pass doesn't round, so in float32 the forecasts stay what they are.
+Nothing is rounded that the plain pass doesn't round, so the forecasts stay what they are.
 
 Shapes: B batch, D hidden.
 """
@@ -13,7 +13,6 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from timellama_dist.dlora.layer import DLoraLinear
 from timellama_dist.modeling.timellama import TimeLlama
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -36,16 +35,14 @@ def freeze_for_inference(model: TimeLlama, *, unpack: bool) -> None:
         if unpack:
             for name, packed in _all_of(model, Linear4bit):
                 model.set_submodule(name, unpacked(packed))
-        for _, adapted in _all_of(model, DLoraLinear):
-            adapted.frozen = True
 
 
 def _all_of(model: nn.Module, kind: type[AnyModule]) -> list[tuple[str, AnyModule]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
 
 
-def unpacked(linear: Linear4bit) -> nn.Linear:
-    """The linear that a 4-bit one is in each of its forward passes."""
+def unpacked(linear: Any) -> nn.Linear:
+    """The linear that a `Linear4bit` is in each of its forward passes."""
     weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state)
     plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     plain.weight = nn.Parameter(weight.to(linear.compute_dtype), requires_grad=False)

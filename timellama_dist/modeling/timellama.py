@@ -96,7 +96,9 @@ class TimeLlama(nn.Module):
         """
         normed_BLC, statistics, affine = self.norm(past_BLC)
         # The weights' dtype may be bf16; the statistics stay in the input's.
-        token_BCD = self.tokenize(normed_BLC.transpose(1, 2).to(self.tokenize.weight.dtype))
+        normed_BCL = normed_BLC.transpose(1, 2).to(self.tokenize.weight.dtype)
+        # Contiguous: else torch multiplies in another order when the weight is no longer trained.
+        token_BCD = self.tokenize(normed_BCL.contiguous())
         if self.align is not None:
             token_BCD = self._align(self.align, token_BCD, dataset)
         hidden_BCD = self._encode(self.dropout(token_BCD), dataset)
@@ -118,31 +120,33 @@ class TimeLlama(nn.Module):
         if self.dlora is not None:
             self.dlora.forget_graph()
 
+    def fold_prompts(self) -> None:
+        """Compute once what the alignment makes of each prompt, for weights that stay."""
+        if self.align is None:
+            return
+        for dataset in range(self.num_prompts):
+            key, value = self.align.keys_and_values(self.get_buffer(f"prompt_{dataset}_PD"))
+            self.register_buffer(f"prompt_{dataset}_key", key, persistent=False)
+            self.register_buffer(f"prompt_{dataset}_value", value, persistent=False)
+        self.folded = True
+
+    @property
+    def sees_one_token(self) -> bool:
+        """Does the backbone see each channel's token alone?"""
+        return self.attention == "independent" and not self.prefix
+
     @property
     def dlora(self) -> DLoraModel | None:
         """The adapter's tuner, if there is one."""
         tuner = self.backbone.base_model if isinstance(self.backbone, PeftModel) else None
         return tuner if isinstance(tuner, DLoraModel) else None
 
-    def fold_prompts(self) -> None:
-        """Compute once what the alignment makes of each prompt, for weights that stay."""
-        if self.align is None:
-            return
-        for dataset in range(self.num_prompts):
-            folded = self.align.keys_and_values(self.get_buffer(f"prompt_{dataset}_PD"))
-            self.register_buffer(f"folded_{dataset}", torch.stack(folded), persistent=False)
-        self.folded = True
-
     def _align(self, align: PromptAlignment, token_BCD: Tensor, dataset: int) -> Tensor:
         if self.folded:
-            return align.attend(token_BCD, *self.get_buffer(f"folded_{dataset}"))
+            key, value = (self.get_buffer(f"prompt_{dataset}_{part}") for part in ("key", "value"))
+            return align.attend(token_BCD, key, value)
         aligned_BCD: Tensor = align(token_BCD, self.get_buffer(f"prompt_{dataset}_PD"))
         return aligned_BCD
-
-    @property
-    def sees_one_token(self) -> bool:
-        """Does the backbone see each channel's token alone?"""
-        return self.attention == "independent" and not self.prefix
 
     def _encode(self, token_BCD: Tensor, dataset: int) -> Tensor:
         alone = self.attention == "independent"
