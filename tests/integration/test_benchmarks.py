@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from benchmarks import inference
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +56,32 @@ def test_a_benchmark_measures_positive_figures(
     assert figures
     assert np.isfinite(figures).all()
     assert min(figures) > 0
+
+
+has_library = find_spec("neuralforecast") is not None
+
+
+@pytest.mark.skipif(has_library, reason="the library is there")
+def test_without_the_library_one_line_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert inference.main([]) == 2
+    assert "need the library neuralforecast: pip install -e '.[baselines]'" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_library, reason="pip install -e '.[baselines]'")
+def test_every_model_of_the_inference_benchmark_is_timed(tiny_llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    words = ["--backbone", str(tiny_llama), "--blocks", "2", "--cases", "3x2", "50x1"]
+    assert inference.main([*words, "--rounds", "1", "--output", str(output)]) == 0
+    seconds = json.loads(output.read_text())["seconds"]
+    assert list(seconds) == ["3x2", "50x1"]
+    for found in seconds.values():
+        assert {"Time-LlaMA", "PatchTST", "iTransformer", "Time-LLM"} <= set(found)
+        assert min(numbers(found)) > 0
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ class ForecastConfig:
     batch_size: int = 64
     """Windows per forward pass."""
     unpack: bool | None = None
-    """Keep the model's 4-bit matrices unpacked in memory, eight times as large and sooner done; on a
-    CPU only, if not given."""
+    """Keep the model's 4-bit matrices unpacked in memory: eight times as large, and sooner done. If
+    not given, on a CPU only."""
     part_windows: int = 1024
     """Forecasts in a file of the output; what is being written when a run is killed is done anew.
     """

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import nn
 
 from timellama_dist import TimeLlamaForecaster
@@ -115,6 +116,33 @@ def test_an_exported_model_forecasts_as_before(
         torch.testing.assert_close(loaded(past), model(past), rtol=1e-5, atol=1e-5)
     assert card.datasets == [TABLE]
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("unpack", [None, True, False])
+def test_it_forecasts_alike_however_it_is_loaded(
+    unpack: bool | None, config: RunConfig, tmp_path: Path
+) -> None:
+    config = replace(config, backbone=replace(config.backbone, quantization="nf4"))
+    model = export(config, tmp_path / "model")
+    loaded, _ = load_model(tmp_path / "model", unpack=unpack)
+    past = torch.randn(3, 16, 2)
+    with torch.no_grad():
+        expected = model(past)
+    torch.testing.assert_close(loaded(past), expected, rtol=1e-6, atol=1e-6)
+    # On a CPU it is unpacked unless told otherwise.
+    packed = [module for module in loaded.modules() if isinstance(module, Linear4bit)]
+    assert len(packed) == (14 if unpack is False else 0)
+
+
+def test_in_bfloat16_forecasts_are_near_those_in_float32(config: RunConfig, tmp_path: Path) -> None:
+    model = export(config, tmp_path / "model")
+    loaded, _ = load_model(tmp_path / "model", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    past = torch.randn(8, 16, 2)
+    with torch.no_grad():
+        expected, found = model(past), loaded(past)
+    assert found.dtype == torch.float32
+    assert (found - expected).std() < 0.1 * expected.std()
 
 
 def test_it_holds_no_pickle_and_not_the_backbone(config: RunConfig, tmp_path: Path) -> None:
