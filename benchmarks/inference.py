@@ -29,7 +29,7 @@ from benchmarks.published import build as build_published
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.assets import DATASETS
 from timellama_dist.launch.command import run_command
-from timellama_dist.modeling.backbone import frozen_bytes, resolve_backbone
+from timellama_dist.modeling.backbone import frozen_bytes, read_config, resolve_backbone
 from timellama_dist.modeling.inference import freeze_for_inference
 from timellama_dist.modeling.prompts import task_prompt
 from timellama_dist.modeling.timellama import TimeLlama, build_model
@@ -115,11 +115,13 @@ def first_blocks(folder: Path, num_blocks: int, target: Path) -> Path:
 
 def published(config: RunConfig, num_channels: int, llm: str) -> dict[str, nn.Module]:
     """The library's models."""
+    # Of an LLM's output it takes this many, the library's default if there are so many.
+    arguments = {"prompt_prefix": DESCRIPTION, "d_ff": min(128, read_config(llm).hidden_size)}
     wanted = {
         "PatchTST": PublishedConfig(model="PatchTST", data=config.data),
         "iTransformer": PublishedConfig(model="iTransformer", data=config.data),
         "Time-LLM": PublishedConfig(
-            model="TimeLLM", data=config.data, llm=llm, arguments={"prompt_prefix": DESCRIPTION}
+            model="TimeLLM", data=config.data, llm=llm, arguments=arguments
         ),
     }
     models = {name: build_published(library(), one, num_channels) for name, one in wanted.items()}
