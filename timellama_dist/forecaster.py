@@ -20,6 +20,7 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.frames import Frame, like, to_pandas
 from timellama_dist.data.long_form import future_times, long_form
 from timellama_dist.data.options import TableOptions
+from timellama_dist.data.parsing import Origin
 from timellama_dist.data.scaling import Scaler
 from timellama_dist.data.series import Series, Table
 from timellama_dist.data.table import table_from_frame
@@ -211,7 +212,7 @@ class TimeLlamaForecaster:
         if steps > most and level:
             raise ConfigError(f"level can't be given with a horizon above {most}, got {steps}")
         levels, name = check_levels(level), known.card.name
-        table = self._table(to_pandas(frame), known)
+        table = self.table(to_pandas(frame), table_options(known.card), name)
         lasts = table.timestamps[table.first_rows[1:] - 1]
         times_BH = future_times(lasts, known.card.frequency, steps)
         yhat_BHC = self._rolled(table.series, times_BH, known)
@@ -220,6 +221,38 @@ class TimeLlamaForecaster:
             values[f"yhat-lo-{one:g}"] = yhat_BHC - radius_BHC[:, :steps]
             values[f"yhat-hi-{one:g}"] = yhat_BHC + radius_BHC[:, :steps]
         return like(frame, long_form(table.unique_ids, times_BH, table.channels, values))
+
+    def table(
+        self,
+        frame: pd.DataFrame,
+        options: TableOptions,
+        dataset: str | None = None,
+        origin: Origin | None = None,
+    ) -> Table:
+        """A frame's series, which have passed all checks.
+
+        Args:
+            frame: as in `predict`.
+            options: how it is read, see `table_options`.
+            dataset: as in `predict`.
+            origin: what messages call the frame and its rows.
+
+        Raises:
+            ConfigError: it isn't clear which data set is meant.
+            DataError: as `predict`.
+        """
+        known = self.known(dataset)
+        place = origin.place if origin else "frame"
+        table = table_from_frame(frame, options, origin)
+        table = replace(table, unique_ids=tuple(self.known_ids(table.unique_ids, known.card.name)))
+        check_table(known.card, table.channels, table.frequency, place)
+        for series in table.series:
+            if len(series.values) < known.least_rows:
+                raise DataError(
+                    f"{place}: series {series.unique_id!r} has {len(series.values)} rows, the "
+                    f"model needs the last {known.card.context_len}"
+                )
+        return table
 
     def radii(
         self,
@@ -331,18 +364,6 @@ class TimeLlamaForecaster:
         if name not in self._sets:
             raise ConfigError(f"dataset must be one of {names}, got {name!r}")
         return self._sets[name]
-
-    def _table(self, frame: pd.DataFrame, known: KnownSet) -> Table:
-        table = table_from_frame(frame, table_options(known.card))
-        table = replace(table, unique_ids=tuple(self.known_ids(table.unique_ids, known.card.name)))
-        check_table(known.card, table.channels, table.frequency, "frame")
-        for series in table.series:
-            if len(series.values) < known.least_rows:
-                raise DataError(
-                    f"frame: series {series.unique_id!r} has {len(series.values)} rows, the model "
-                    f"needs the last {known.card.context_len}"
-                )
-        return table
 
     def _forecast(self, batch: Sequence[Series], known: KnownSet) -> np.ndarray:
         # What a series or its data set has no rows for is missing.

@@ -122,19 +122,30 @@ def read_table(
     return _arrange(recipe, pa.concat_tables(parts), findings)
 
 
-def table_from_frame(frame: pd.DataFrame, options: TableOptions | None = None) -> Table:
+def table_from_frame(
+    frame: pd.DataFrame, options: TableOptions | None = None, origin: Origin | None = None
+) -> Table:
     """Check a frame as `read_table` checks a file; messages call it "frame".
+
+    Args:
+        frame: the table.
+        options: how to read it.
+        origin: what messages call the frame and its rows instead.
 
     Raises:
         DataError: anything wrong with the frame.
     """
     options = options or TableOptions()
+    origin = origin or Origin(("frame",))
     if frame.empty:
-        raise DataError("frame: it holds no rows")
+        raise DataError(f"{origin.place}: it holds no rows")
     raw = pa.Table.from_pandas(frame, preserve_index=False)
-    columns = decide_columns(raw, "frame", options)
+    columns = decide_columns(raw, origin.place, options)
     recipe = Recipe(
-        name="frame", columns=columns, options=options, origin=Origin(("frame",), columns.row_width)
+        name="frame",
+        columns=columns,
+        options=options,
+        origin=replace(origin, row_width=columns.row_width),
     )
     typed, findings = recipe.parse(raw, 0, 0)
     return _arrange(recipe, typed, findings)

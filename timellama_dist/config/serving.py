@@ -1,0 +1,52 @@
+"""The schema of `serve.py`: which model answers, where, and what it takes on."""
+
+from dataclasses import dataclass
+
+from timellama_dist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A whole server."""
+
+    model: str = ""
+    """An exported model (RUN/model), a path or URI that every node can read."""
+    host: str = "127.0.0.1"
+    """Address that is listened on; 0.0.0.0 is open to everybody who can reach this machine."""
+    port: int = 8000
+    """Port that is listened on."""
+    replicas: int = 1
+    """Copies of the model, each a process."""
+    cpus_per_replica: float = 1.0
+    """Of Ray's CPUs; a copy computes with one thread for each whole one."""
+    use_gpu: bool | None = None
+    """A GPU for each copy; if not given: where the cluster has GPUs."""
+    max_batch: int = 32
+    """Requests that a copy forecasts together."""
+    batch_wait_s: float = 0.005
+    """How long a request waits for others to be forecast with."""
+    max_queued: int = 256
+    """Requests that may wait; those beyond are told to come again (503, Retry-After)."""
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Of a request; larger ones are refused unread (413)."""
+    max_series: int = 256
+    """Series in a request."""
+    max_forecasts: int = 2048
+    """Forecasts for a request: a series is one, and each of its own past for intervals another."""
+    timeout_s: float = 60.0
+    """After which a request is given up (504)."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model must be given")
+        if not 1 <= self.port <= 65535:
+            raise ConfigError(f"port must be between 1 and 65535, got {self.port}")
+        for key in ("replicas", "max_batch", "max_body_bytes", "max_series", "max_forecasts"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key, value in (("batch_wait_s", self.batch_wait_s), ("max_queued", self.max_queued)):
+            if value < 0:
+                raise ConfigError(f"{key} must be at least 0, got {value}")
+        for key in ("cpus_per_replica", "timeout_s"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key} must be above 0, got {getattr(self, key)}")
