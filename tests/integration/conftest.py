@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from shops import export_model, write_table
 
 # Two logical CPUs are what CI has; the tests must pass with no more.
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
@@ -26,6 +27,18 @@ def waves_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "waves.csv"
     frame.to_csv(path, index=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def shops_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model that nobody has trained."""
+    return export_model(tiny_llama, tmp_path_factory.mktemp("shops-model"))
+
+
+@pytest.fixture(scope="session")
+def shops_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What it forecasts."""
+    return write_table(tmp_path_factory.mktemp("shops") / "shops.csv")
 
 
 @pytest.fixture(scope="session")

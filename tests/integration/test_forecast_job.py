@@ -11,85 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-from torch import nn
+from shops import HORIZON, SERIES, long_enough
 
 from timellama_dist import TimeLlamaForecaster
-from timellama_dist.config.schema import (
-    BackboneSection,
-    DataSection,
-    DLoraSection,
-    ModelSection,
-    RunConfig,
-)
 from timellama_dist.data.prepare import prepare
 from timellama_dist.launch.cluster import connected
 from timellama_dist.launch.forecast import main
-from timellama_dist.modeling.exported import DatasetCard, ModelCard, save_model
-from timellama_dist.modeling.timellama import build_model
 
 ROOT = Path(__file__).parents[2]
-CONTEXT, HORIZON, SERIES = 24, 6, 23
 
 
-@pytest.fixture(scope="module")
-def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported model with random weights that knows the scalers of two of the series."""
-    config = RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=1),
-        dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4),
-    )
-    own = build_model(config, tiny_llama, num_channels=2, prompts=["the price of a b"])
-    torch.manual_seed(1)
-    weights = {n: p.detach() for n, p in own.named_parameters() if p.requires_grad}
-    for weight in weights.values():
-        nn.init.normal_(weight, std=0.2)
-    card = DatasetCard(
-        name="shops",
-        channels=["a", "b"],
-        frequency="h",
-        prompt="the price of a b",
-        season_len=24,
-        options={},
-        context_len=CONTEXT,
-        horizon=HORIZON,
-    )
-    folder = tmp_path_factory.mktemp("exported")
-    rows = {"unique_id": ["s003", "s011"], "mean": [[10.0, 5.0]] * 2, "std": [[2.0, 3.0]] * 2}
-    pq.write_table(pa.table(rows), folder / "series.parquet")
-    save_model(
-        own,
-        weights,
-        folder / "model",
-        ModelCard(config=config.to_dict(), datasets=[card]),
-        [folder / "series.parquet"],
-    )
-    return folder / "model"
+@pytest.fixture
+def model(shops_model: Path) -> Path:
+    return shops_model
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A long table of series of 40 to 62 rows, and one that is too short."""
-    rng = np.random.default_rng(0)
-    parts = [
-        pd.DataFrame(
-            {
-                "unique_id": f"s{number:03d}",
-                "ds": pd.date_range("2024-01-01", periods=rows, freq="h"),
-                "a": rng.normal(10, 2, rows),
-                "b": rng.normal(5, 3, rows),
-            }
-        )
-        for number, rows in enumerate([*range(40, 40 + SERIES), 9])
-    ]
-    path = tmp_path_factory.mktemp("table") / "shops.csv"
-    pd.concat(parts).to_csv(path, index=False)
-    return path
+@pytest.fixture
+def table(shops_table: Path) -> Path:
+    return shops_table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,11 +41,6 @@ def _ray() -> Iterator[None]:
 def words(model: Path, source: Path, output: Path, *more: str) -> list[str]:
     paths = ("--model", model, "--input", source, "--output", output)
     return [*map(str, paths), *more]
-
-
-def long_enough(table: Path) -> pd.DataFrame:
-    frame = pd.read_csv(table, parse_dates=["ds"])
-    return frame[frame["unique_id"] != f"s{SERIES:03d}"]
 
 
 def test_it_forecasts_every_series_once_as_the_forecaster_does(

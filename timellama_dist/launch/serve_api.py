@@ -16,7 +16,7 @@ from timellama_dist.launch.serve_requests import (
     parse_request,
 )
 
-Ask = Callable[[ForecastRequest], Awaitable[ForecastResponse]]
+Ask = Callable[[ForecastRequest], Awaitable[bytes]]
 Describe = Callable[[], Awaitable[dict[str, Any]]]
 
 _JSON = "application/json"
@@ -27,7 +27,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The body is too large."},
     415: {"model": Problem, "description": "The body is not said to be JSON."},
     422: {"model": Problem, "description": "A field is wrong; which is said."},
-    503: {"model": Problem, "description": "Too many requests wait, or no model is up: come again."},
+    503: {
+        "model": Problem,
+        "description": "Too many wait, or no model is up: come again.",
+    },
     504: {"model": Problem, "description": "It took too long."},
 }
 _DESCRIPTION = """Forecasts of a trained Time-LlaMA. `POST /forecast` takes the past of some series
@@ -40,7 +43,7 @@ def build_api(config: ServeConfig, ask: Ask, describe: Describe) -> FastAPI:
 
     Args:
         config: its limits.
-        ask: forecasts a request; raises `RequestError`.
+        ask: gives a `ForecastResponse` as JSON; raises `RequestError`.
         describe: what the model says of itself; raises `RequestError` if it isn't loaded.
     """
     api = FastAPI(
@@ -74,8 +77,7 @@ def build_api(config: ServeConfig, ask: Ask, describe: Describe) -> FastAPI:
     )
     async def forecast(request: Request) -> Response:
         body = await _read_json(request, config.max_body_bytes)
-        found = await ask(parse_request(body, config.max_series))
-        return Response(found.model_dump_json(), media_type=_JSON)
+        return Response(await ask(parse_request(body, config.max_series)), media_type=_JSON)
 
     _declare_request(api)
     return api

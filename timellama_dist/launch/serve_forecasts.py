@@ -72,7 +72,9 @@ def check_request(
             422, ("level", "the model was exported without what intervals are made of")
         )
     mistakes = [
-        one for n, series in enumerate(request.series) for one in _channels(n, series, card.channels)
+        one
+        for n, series in enumerate(request.series)
+        for one in _channels(n, series, card.channels)
     ]
     if mistakes:
         raise RequestError(422, *mistakes)
@@ -142,7 +144,7 @@ def _series(
     if len(asked) == 1:
         # It may go by the name that the model knows its only series by.
         ((own, only),) = found.items()
-        return [replace(only, unique_id=own)], [asked[0].unique_id or own]
+        return [only], [asked[0].unique_id or own]
     return [found[name] for name in names], names
 
 
@@ -198,14 +200,11 @@ def _answer_one(
             number, _, channel = bad[0]
             field = f"series[{number}].values.{card.channels[channel]}"
             return RequestError(422, (field, "such values have no forecast: it isn't finite"))
-    return ForecastResponse(
-        model=model,
-        dataset=card.name,
-        forecasts=[
-            _series_out(name, times_H, {key: value_BHC[n] for key, value_BHC in values.items()}, card.channels)
-            for n, (name, times_H) in enumerate(zip(task.unique_ids, task.times_BH, strict=True))
-        ],
-    )
+    forecasts = []
+    for number, (name, times_H) in enumerate(zip(task.unique_ids, task.times_BH, strict=True)):
+        own = {key: value_BHC[number] for key, value_BHC in values.items()}
+        forecasts.append(_series_out(name, times_H, own, card.channels))
+    return ForecastResponse(model=model, dataset=card.name, forecasts=forecasts)
 
 
 def _series_out(
