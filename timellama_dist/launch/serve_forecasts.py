@@ -79,6 +79,11 @@ def check_request(
     if mistakes:
         raise RequestError(422, *mistakes)
     series, unique_ids = _series(request, forecaster, known)
+    for number, one in enumerate(series):
+        try:
+            known.scaler(one.unique_id, one.values[-card.context_len :])
+        except UserError as error:
+            raise RequestError(422, (f"series[{number}].values", str(error))) from None
     if request.level:
         past = [len(one.values) - card.horizon - known.least_rows + 1 for one in series]
         total = len(series) + sum(min(max(rows, 0), request.recent) for rows in past)
@@ -168,7 +173,16 @@ def _times(series: Sequence[Series], frequency: str, steps: int) -> Times:
 def answer(
     tasks: Sequence[Task], forecaster: TimeLlamaForecaster, model: str
 ) -> list[ForecastResponse | RequestError]:
-    """Forecast many requests together; one that can't be forecast is no other's fault."""
+    """Forecast many requests together.
+
+    Args:
+        tasks: of any data sets.
+        forecaster: the model.
+        model: its fingerprint.
+
+    Returns:
+        For each a response, or why it has no forecast, which is no other's fault.
+    """
     numbers: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
         numbers.setdefault(task.known.card.name, []).append(number)
@@ -176,11 +190,12 @@ def answer(
     for dataset, those in numbers.items():
         series = [one for number in those for one in tasks[number].series]
         yhat_BHC = forecaster.forecast_series(series, dataset=dataset)
-        begin = 0
-        for number in those:
-            end = begin + len(tasks[number].series)
-            found[number] = _answer_one(tasks[number], yhat_BHC[begin:end], forecaster, model)
-            begin = end
+        ends = np.cumsum([len(tasks[number].series) for number in those])
+        for number, own_BHC in zip(those, np.split(yhat_BHC, ends[:-1]), strict=True):
+            try:
+                found[number] = _answer_one(tasks[number], own_BHC, forecaster, model)
+            except UserError as error:
+                found[number] = RequestError(422, ("series", str(error)))
     return [found[number] for number in range(len(tasks))]
 
 
