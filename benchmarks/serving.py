@@ -79,7 +79,7 @@ def running_server(model: Path | str, *words: str) -> Iterator[str]:
     ) as process:
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait_until_ready(address, process)
+            wait_until_ready(address, process)
             yield address
         finally:
             process.send_signal(signal.SIGTERM)
@@ -89,7 +89,12 @@ def running_server(model: Path | str, *words: str) -> Iterator[str]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait for a model behind an address.
+
+    Raises:
+        RuntimeError: the server has ended, or takes too long.
+    """
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
