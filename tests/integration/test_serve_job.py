@@ -174,11 +174,10 @@ def test_a_killed_replica_is_replaced_and_no_request_is_lost(
         done = asyncio.run(kill_twice())
         assert done.statuses == Counter({"200": len(done.seconds)})
         assert len(done.seconds) > 100
-        print(f"\n{kind} x {replicas}: {done.facts()}, slowest {max(done.seconds):.1f} s")
+        log.info("%s x %d: %s, slowest %.1f s", kind, replicas, done.facts(), max(done.seconds))
         for number, answer in answers[1].items():
-            before_kill, after = (
-                long_form(json.loads(one)) for one in (answers[0][number], answer)
-            )
+            both = (answers[0][number], answer)
+            before_kill, after = (long_form(json.loads(one)) for one in both)
             scale = after["yhat"].abs().max()
             np.testing.assert_allclose(
                 after["yhat"], before_kill["yhat"], rtol=0, atol=1e-6 * scale
@@ -315,7 +314,7 @@ def test_schemathesis_finds_nothing(server: str) -> None:
     command = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
     if command is None:
         pytest.skip("needs schemathesis")
-    # That each request that fits the schema is forecast: it can't tell the model's channels or step.
+    # That a request that fits the schema is forecast: it can't tell the model's channels or step.
     left_out = "positive_data_acceptance"
     words = [command, "run", f"{server}/openapi.json", "--max-examples", "200"]
     words += ["--exclude-checks", left_out, "--seed", "1", "--generation-database", "none"]
