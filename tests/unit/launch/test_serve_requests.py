@@ -1,6 +1,5 @@
 """The server's routes with a model behind them, without Ray: what is answered, what is refused."""
 
-import asyncio
 import json
 import pickle
 import re
@@ -325,14 +324,3 @@ def test_a_missing_model_is_told_in_one_line(
 ) -> None:
     assert main(["--model", str(tmp_path / "none")]) == 2
     assert "model must be the folder of an exported model" in capsys.readouterr().err
-
-
-def test_parsing_gives_the_event_loop_back_in_time() -> None:
-    # Much larger than any default allows, and wrong all over.
-    body = b'{"series": [%s]}' % b",".join([b'{"ds": 1, "values": {"a": "b"}}'] * 20_000)
-
-    async def parse() -> None:
-        with pytest.raises(RequestError):
-            parse_request(body, 256)
-
-    asyncio.run(asyncio.wait_for(parse(), 5))
