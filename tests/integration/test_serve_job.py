@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,15 @@ def test_a_killed_replica_is_replaced_and_no_request_is_lost(
             )
 
 
-Mutation = Callable[[random.Random, dict[str, Any]], Any]
+@pytest.mark.slow
+def test_more_requests_than_may_wait_are_told_to_come_again(shops_model: Path) -> None:
+    with running_server(shops_model, "--max_queued", "2", "--max_batch", "1") as address:
+        bodies = [json.dumps(some_request(address, level=[80.0])).encode()]
+        done = asyncio.run(load(address, bodies, 48, 6))
+        log.info("48 clients, 4 places: %s", done.facts())
+        assert set(done.statuses) == {"200", "503"}
+        reply = requests.post(f"{address}/forecast", bodies[0], headers=HEADERS, timeout=30)
+        assert reply.ok
 
 
 def _anything(rng: random.Random) -> Any:

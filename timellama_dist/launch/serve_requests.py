@@ -17,7 +17,10 @@ _TOLD = 10
 _LONGEST = 300
 """Characters of one."""
 
+_ISO_8601 = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d{1,9})?)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Time = Annotated[str, Field(pattern=_ISO_8601, max_length=40)]
 Value = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
@@ -31,7 +34,7 @@ class SeriesIn(BaseModel):
         description="Its name; the scaler of a series seen in training is found by it. May be left "
         "out where there is but one.",
     )
-    ds: Annotated[list[Annotated[str, Field(max_length=40)]], Field(fail_fast=True)] = Field(
+    ds: Annotated[list[Time], Field(fail_fast=True)] = Field(
         min_length=1, description="Times of the rows, ISO 8601."
     )
     values: Annotated[

@@ -22,6 +22,7 @@ from timellama_dist.launch.serve_forecasts import answer, check_request
 from timellama_dist.launch.serve_requests import ForecastRequest, RequestError, parse_request
 
 MOST_BYTES = 20_000
+ONE = {"ds": ["2024-01-01"], "values": {"a": [1]}}
 
 
 def asked(frame: pd.DataFrame) -> dict[str, Any]:
@@ -140,12 +141,20 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("series", ..., "series", "Field required"),
         ("series", [], "series", "at least 1 item"),
         ("series", {}, "series", "valid array"),
-        ("series", [{"ds": ["2024"], "values": {"a": [1]}}] * 4, "series", "at most 3 .* got 4"),
+        (
+            "series",
+            [{"ds": ["2024-01-01"], "values": {"a": [1]}}] * 4,
+            "series",
+            "at most 3 .* got 4",
+        ),
         ("series.1.unique_id", "x", "series[1].unique_id", "'x' is there 2 times"),
         ("series.1.unique_id", None, "series[1].unique_id", "must be given where"),
         ("series.0.unique_id", 7, "series[0].unique_id", "valid string"),
         ("series.0.unique_id", "", "series[0].unique_id", "at least 1 character"),
-        ("series.0.ds.3", "noon", "series[0]", "row 4: .* 'noon', which is not a time"),
+        ("series.0.ds.3", "noon", "series[0].ds[3]", "should match pattern"),
+        ("series.0.ds.3", "01/02/2024", "series[0].ds[3]", "should match pattern"),
+        ("series.0.ds.3", "2024-02-30", "series[0]", "row 4: .* '2024-02-30', .* not a time"),
+        ("series.0.ds.3", "2024-01-01T03:00Z", "series[0]", "row 4: .*with a UTC offset"),
         ("series.1.ds.3", None, "series[1].ds[3]", "valid string"),
         ("series.1.ds.3", "2024-01-01T02:00:00", "series[1]", "row 4: .*2024-01-01 02:00"),
         ("series.1.ds.3", 3, "series[1].ds[3]", "valid string"),
