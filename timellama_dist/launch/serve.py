@@ -5,6 +5,7 @@ that wait together in one batch. Proxy, routes and copies are processes of their
 started again, and the requests it held are sent to another one.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from timellama_dist.config.load import load_settings
 from timellama_dist.config.serving import ServeConfig
 from timellama_dist.errors import ConfigError, InterruptedRunError
+from timellama_dist.storage import open_place
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -43,7 +45,7 @@ def app(arguments: Mapping[str, Any]) -> "Application":
     """
     words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
     config = load_settings(ServeConfig, words, prog="serve run", description="")
-    _prepare(config)
+    config = _prepared(config)
     from timellama_dist.launch.serve_deployments import build_application
 
     return build_application(config)
@@ -57,7 +59,7 @@ def serve_model(config: ServeConfig) -> None:
         ConfigError: the configuration can't be run here.
         InterruptedRunError: the user pressed Ctrl-C.
     """
-    _prepare(config)
+    config = _prepared(config)
     _refuse_taken_port(config.host, config.port)
     from timellama_dist.launch.cluster import connected
     from timellama_dist.launch.serve_deployments import build_application
@@ -65,6 +67,7 @@ def serve_model(config: ServeConfig) -> None:
     with connected():
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         application = build_application(_placed(config))
         alone = not _serve_runs()
         try:
@@ -85,8 +88,8 @@ def serve_model(config: ServeConfig) -> None:
                 serve.delete(_NAME)
 
 
-def _prepare(config: ServeConfig) -> None:
-    """Refuse what can't be served, before anything starts.
+def _prepared(config: ServeConfig) -> ServeConfig:
+    """The configuration with a place that means the same everywhere; nothing is started yet.
 
     Raises:
         CheckpointError: no exported model is there.
@@ -99,6 +102,7 @@ def _prepare(config: ServeConfig) -> None:
     ExportedModel.open(config.model)
     # For a proxy on this machine; where Ray runs already, Serve's controller is told.
     os.environ.update(_proxy_callback())
+    return replace(config, model=open_place(config.model).uri)
 
 
 def _proxy_callback() -> dict[str, str]:
