@@ -95,3 +95,19 @@ def test_planned_memory_is_within_10_percent_of_what_two_ranks_hold(tmp_path: Pa
     for case in cases:
         for memory in ("frozen", "held", "peak"):
             assert case["ratios"][memory] == pytest.approx(1, rel=0.1), (case["case"], memory)
+
+
+@pytest.mark.slow
+def test_the_server_is_measured_at_each_number_of_clients(
+    shops_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.serving", "--seconds", "2"]
+    command += ["--clients", "1", "4", "--model", str(shops_model), "--output", str(output)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    clients = json.loads(output.read_text())["clients"]
+    assert list(clients) == ["1", "4"]
+    for (facts,) in clients.values():
+        assert facts["requests_per_s"] > 0
+        assert 0 < facts["p50_ms"] <= facts["p99_ms"]
+        assert facts["failures"] == 0
