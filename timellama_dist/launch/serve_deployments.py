@@ -19,6 +19,9 @@ from timellama_dist.config.serving import ServeConfig
 from timellama_dist.launch.serve_api import build_api
 from timellama_dist.launch.serve_requests import ForecastRequest, RequestError
 
+# Serve writes it to the replica's log file.
+log = logging.getLogger("ray.serve")
+
 _RETRY_PAUSE_S = 0.1
 _MOST_DEATHS = 5
 """A request that as many copies died over is perhaps why they died."""
@@ -61,27 +64,27 @@ class ForecastModel:
 
     async def forecast(self, request: ForecastRequest) -> bytes | RequestError:
         """A `ForecastResponse` as JSON, or why there is none."""
-        from timellama_dist.launch.serve_forecasts import check_request
-
-        try:
-            task = await asyncio.to_thread(
-                check_request, request, self.forecaster, self.config.max_forecasts
-            )
-        except RequestError as error:
-            return error
-        return await self._batch(task)
+        return await self._batch(request)
 
     # Its sizes are those of the configuration, see above.
     @serve.batch
-    async def _batch(self, tasks: list[Any]) -> list[bytes | RequestError]:
-        return await asyncio.to_thread(self._answer, tasks)
+    async def _batch(self, requests: list[ForecastRequest]) -> list[bytes | RequestError]:
+        return await asyncio.to_thread(self._answer, requests)
 
-    def _answer(self, tasks: list[Any]) -> list[bytes | RequestError]:
+    def _answer(self, requests: list[ForecastRequest]) -> list[bytes | RequestError]:
         from timellama_dist.launch.serve_forecasts import answer
 
+        try:
+            found = answer(requests, self.forecaster, self.fingerprint, self.config.max_forecasts)
+        except Exception:
+            if len(requests) > 1:
+                # It is the fault of one of them.
+                return [one for request in requests for one in self._answer([request])]
+            log.exception("a request could not be forecast")
+            return [RequestError(500, ("server", "an error of the server's; its log says more"))]
         return [
             one if isinstance(one, RequestError) else one.model_dump_json().encode()
-            for one in answer(tasks, self.forecaster, self.fingerprint)
+            for one in found
         ]
 
 

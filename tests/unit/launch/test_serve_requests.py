@@ -18,7 +18,7 @@ from timellama_dist.errors import ConfigError
 from timellama_dist.forecaster import TimeLlamaForecaster
 from timellama_dist.launch.serve import main
 from timellama_dist.launch.serve_api import build_api
-from timellama_dist.launch.serve_forecasts import answer, check_request
+from timellama_dist.launch.serve_forecasts import answer
 from timellama_dist.launch.serve_requests import ForecastRequest, RequestError, parse_request
 
 MOST_BYTES = 20_000
@@ -57,7 +57,7 @@ def client(own: TimeLlamaForecaster) -> TestClient:
     )
 
     async def ask(request: ForecastRequest) -> bytes:
-        (found,) = answer([check_request(request, own, config.max_forecasts)], own, "f" * 16)
+        (found,) = answer([request], own, "f" * 16, config.max_forecasts)
         if isinstance(found, RequestError):
             raise found
         return found.model_dump_json().encode()
@@ -90,10 +90,8 @@ def test_the_only_series_needs_no_name(tiny_llama: Path) -> None:
     own = forecaster(tiny_llama, {"table": SCALERS["x"]}, missing="mask")
     request = asked(long_frame())
     del request["series"][1:], request["series"][0]["unique_id"]
-    task = check_request(parse_request(json.dumps(request).encode(), 1), own, 1)
-    assert task.unique_ids == ["table"]
     wide = long_frame().query("unique_id == 'x'").drop(columns="unique_id")
-    (found,) = answer([task], own, "m")
+    (found,) = answer([parse_request(json.dumps(request).encode(), 1)], own, "m", 1)
     assert not isinstance(found, RequestError)
     pd.testing.assert_frame_equal(
         long_form(found.model_dump()), own.predict(wide), check_dtype=False
@@ -115,8 +113,7 @@ def test_series_that_were_channels_of_one_table_are_channels_here(tiny_llama: Pa
     }
     times = parts[0]["ds"].dt.strftime("%Y-%m-%d %H:%M").tolist()
     request = {"series": [{"ds": times, "values": values}]}
-    task = check_request(parse_request(json.dumps(request).encode(), 1), own, 1)
-    (found,) = answer([task], own, "m")
+    (found,) = answer([parse_request(json.dumps(request).encode(), 1)], own, "m", 1)
     assert not isinstance(found, RequestError)
     np.testing.assert_array_equal(long_form(found.model_dump())["yhat"], own.predict(frame)["yhat"])
 
@@ -255,14 +252,8 @@ def test_values_that_have_no_forecast_are_refused_and_are_no_other_s_fault(
     request["series"][0]["unique_id"] = "unseen"
     request["series"][0]["values"]["a"][-1] = value
     asks = [request, asked(long_frame()), request]
-    found: list[Any] = []
-    tasks = []
-    for one in asks:
-        try:
-            tasks.append(check_request(parse_request(json.dumps(one).encode(), 9), own, 9))
-        except RequestError as error:
-            found.append(error)
-    found += answer(tasks, own, "m")
+    parsed = [parse_request(json.dumps(one).encode(), 9) for one in asks]
+    found = answer(parsed, own, "m", 9)
     errors = [one for one in found if isinstance(one, RequestError)]
     (good,) = [one for one in found if not isinstance(one, RequestError)]
     for error in errors:
@@ -272,6 +263,32 @@ def test_values_that_have_no_forecast_are_refused_and_are_no_other_s_fault(
     np.testing.assert_allclose(
         long_form(good.model_dump())["yhat"], own.predict(long_frame())["yhat"], rtol=1e-5
     )
+
+
+def test_requests_read_together_are_answered_as_each_alone(own: TimeLlamaForecaster) -> None:
+    wrong = asked(long_frame())
+    del wrong["series"][1]["ds"][4]
+    for values in wrong["series"][1]["values"].values():
+        del values[4]
+    other_step = asked(long_frame())
+    for one in other_step["series"]:
+        one["ds"] = pd.date_range("2024-01-01", periods=15).strftime("%Y-%m-%d").tolist()
+    named = asked(long_frame(20)) | {"horizon": 1, "level": [50], "recent": 2}
+    del named["series"][0]
+    good = [asked(long_frame()), named, {**asked(long_frame(13)), "dataset": "table"}]
+    for asks in (good, [*good, wrong], [wrong, *good, other_step], [other_step, wrong]):
+        parsed = [parse_request(json.dumps(one).encode(), 9) for one in asks]
+        together = answer(parsed, own, "m", 99)
+        for request, one in zip(parsed, together, strict=True):
+            (alone,) = answer([request], own, "m", 99)
+            if isinstance(alone, RequestError):
+                assert isinstance(one, RequestError)
+                assert one.mistakes == alone.mistakes
+                continue
+            assert not isinstance(one, RequestError)
+            pd.testing.assert_frame_equal(
+                long_form(one.model_dump()), long_form(alone.model_dump()), rtol=1e-4
+            )
 
 
 def test_times_beyond_the_calendar_are_refused(client: TestClient) -> None:
