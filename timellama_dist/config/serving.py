@@ -22,9 +22,7 @@ class ServeConfig:
     use_gpu: bool | None = None
     """A GPU for each copy; if not given: where the cluster has GPUs."""
     max_batch: int = 32
-    """Requests that a copy forecasts together."""
-    batch_wait_s: float = 0.005
-    """How long a request waits for others to be forecast with."""
+    """Requests that a copy forecasts together: those that came while it forecast the last ones."""
     max_queued: int = 256
     """Requests that may wait; those beyond are told to come again (503, Retry-After)."""
     max_body_bytes: int = 4 * 1024 * 1024
@@ -44,9 +42,8 @@ class ServeConfig:
         for key in ("replicas", "max_batch", "max_body_bytes", "max_series", "max_forecasts"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key, value in (("batch_wait_s", self.batch_wait_s), ("max_queued", self.max_queued)):
-            if value < 0:
-                raise ConfigError(f"{key} must be at least 0, got {value}")
+        if self.max_queued < 0:
+            raise ConfigError(f"max_queued must be at least 0, got {self.max_queued}")
         for key in ("cpus_per_replica", "timeout_s"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be above 0, got {getattr(self, key)}")

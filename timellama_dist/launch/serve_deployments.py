@@ -5,6 +5,7 @@ The routes hold neither model nor torch. They send a request whose copy died to 
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from timellama_dist.config.serving import ServeConfig
 from timellama_dist.launch.serve_api import build_api
+from timellama_dist.launch.serve_batches import Batches
 from timellama_dist.launch.serve_requests import ForecastRequest, RequestError
 
 # Serve writes it to the replica's log file.
@@ -48,9 +50,7 @@ class ForecastModel:
                 folder, device="cuda" if config.use_gpu else "cpu"
             )
             self.fingerprint = fingerprint(folder)
-        batch: Any = self._batch
-        batch.set_max_batch_size(config.max_batch)
-        batch.set_batch_wait_timeout_s(config.batch_wait_s)
+        self._batches = Batches(self._answer, config.max_batch)
 
     async def describe(self) -> dict[str, Any]:
         """What `GET /ready` says."""
@@ -64,14 +64,9 @@ class ForecastModel:
 
     async def forecast(self, request: ForecastRequest) -> bytes | RequestError:
         """A `ForecastResponse` as JSON, or why there is none."""
-        return await self._batch(request)
+        return await self._batches.ask(request)
 
-    # Its sizes are those of the configuration, see above.
-    @serve.batch
-    async def _batch(self, requests: list[ForecastRequest]) -> list[bytes | RequestError]:
-        return await asyncio.to_thread(self._answer, requests)
-
-    def _answer(self, requests: list[ForecastRequest]) -> list[bytes | RequestError]:
+    def _answer(self, requests: Sequence[ForecastRequest]) -> list[bytes | RequestError]:
         from timellama_dist.launch.serve_forecasts import answer
 
         try:
