@@ -19,12 +19,11 @@ _ATTEMPTS = 5
 _PAUSE_S = 0.2
 _MOST_BYTES = 64 * 1024 * 1024
 """A request or an answer that is larger is passed on as it comes, once."""
-# By these Serve itself is steered: timeouts switched off, and bytes that it can't decode.
+# By these Serve itself is steered, and timeouts are switched off.
 _NOT_FOR_CLIENTS = {
     b"serve_multiplexed_model_id",
     b"serve-multiplexed-model-id",
     b"x-session-id",
-    b"x-request-id",
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
 }
@@ -45,8 +44,7 @@ class RetryDeadReplicas:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = [one for one in scope["headers"] if one[0].lower() not in _NOT_FOR_CLIENTS]
-        scope = {**scope, "headers": headers}
+        scope = {**scope, "headers": [one for one in scope["headers"] if _passes(*one)]}
         body = _Body(receive)
         for attempt in range(_ATTEMPTS):
             answer = _Answer(send)
@@ -56,6 +54,12 @@ class RetryDeadReplicas:
                 break
             await asyncio.sleep(_PAUSE_S * attempt)
         await answer.flush()
+
+
+def _passes(name: bytes, value: bytes) -> bool:
+    """May Serve see this header? Of its own ones it decodes what it can't."""
+    name = name.lower()
+    return name not in _NOT_FOR_CLIENTS and (name != b"x-request-id" or value.isascii())
 
 
 class _Body:
