@@ -29,6 +29,8 @@ _MOST_DEATHS = 5
 """A request that as many copies died over is perhaps why they died."""
 _READY_S = 5.0
 _HEALTH_CHECK_S = 2.0
+_SHUTDOWN_LOOK_S = 0.5
+"""How often a process that shall end looks whether its requests are answered."""
 _ROUTES_AT_ONCE = 4096
 
 
@@ -138,6 +140,7 @@ def build_application(config: ServeConfig) -> Application:
         max_ongoing_requests=2 * config.max_batch,
         max_queued_requests=config.max_queued,
         health_check_period_s=_HEALTH_CHECK_S,
+        graceful_shutdown_wait_loop_s=_SHUTDOWN_LOOK_S,
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
             "num_gpus": 1 if config.use_gpu else 0,
@@ -146,6 +149,7 @@ def build_application(config: ServeConfig) -> Application:
     routes = serve.deployment(
         max_ongoing_requests=_ROUTES_AT_ONCE,
         health_check_period_s=_HEALTH_CHECK_S,
+        graceful_shutdown_wait_loop_s=_SHUTDOWN_LOOK_S,
         ray_actor_options={"num_cpus": 0},
     )(ForecastRoutes)
     return routes.bind(config, models.bind(config))
