@@ -1,4 +1,6 @@
+import hashlib
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -252,6 +254,37 @@ def test_a_damaged_model_is_refused_by_name(
     damage(tmp_path / "model")
     with pytest.raises(CheckpointError, match=message):
         read_card(tmp_path / "model")
+
+
+class Trap:
+    """What its pickle does when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["timellama.safetensors", "adapter/adapter_model.safetensors"])
+def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(
+    name: str, config: RunConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    export(config, folder)
+    sprung = tmp_path / "sprung"
+    (folder / name).write_bytes(pickle.dumps(Trap(sprung)))
+    card = json.loads((folder / "config.json").read_text())
+    # As one who wants it to be run would.
+    card["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(card))
+
+    with pytest.raises(CheckpointError, match=rf"cannot read .*{name}"):
+        TimeLlamaForecaster.load(folder)
+
+    assert not sprung.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert sprung.exists()
 
 
 def test_a_shard_is_not_exported_for_a_whole(config: RunConfig, tmp_path: Path) -> None:
