@@ -357,13 +357,7 @@ class TimeLlamaForecaster:
         Raises:
             ConfigError: it knows none of that name, or several and none was named.
         """
-        names = ", ".join(self._sets)
-        if dataset is None and len(self._sets) > 1:
-            raise ConfigError(f"dataset must be given, for the model knows several: {names}")
-        name = next(iter(self._sets)) if dataset is None else dataset
-        if name not in self._sets:
-            raise ConfigError(f"dataset must be one of {names}, got {name!r}")
-        return self._sets[name]
+        return self._sets[self.card.named(dataset).name]
 
     def _forecast(self, batch: Sequence[Series], known: KnownSet) -> np.ndarray:
         # What a series or its data set has no rows for is missing.

@@ -71,7 +71,7 @@ def forecast(config: ForecastConfig) -> Summary:
     from timellama_dist.launch.exported_model import ExportedModel
 
     known = ExportedModel.open(config.model)
-    card = _card(config, known)
+    card = known.card.named(config.dataset)
     steps = card.horizon if config.horizon is None else config.horizon
     if not 1 <= steps <= card.horizon:
         raise ConfigError(f"horizon must be between 1 and {card.horizon}, got {steps}")
@@ -97,17 +97,6 @@ def forecast(config: ForecastConfig) -> Summary:
             return _run(config, job, data, card, index, resources, output)
     except KeyboardInterrupt:
         raise InterruptedRunError("stopped; the same command goes on") from None
-
-
-def _card(config: ForecastConfig, known: "ExportedModel") -> "DatasetCard":
-    cards = {one.name: one for one in known.card.datasets}
-    names = ", ".join(cards)
-    if config.dataset is None and len(cards) > 1:
-        raise ConfigError(f"dataset must be given, for the model knows several: {names}")
-    name = next(iter(cards)) if config.dataset is None else config.dataset
-    if name not in cards:
-        raise ConfigError(f"dataset must be one of {names}, got {name!r}")
-    return cards[name]
 
 
 def _open_input(source: Place, output: Place, card: "DatasetCard") -> tuple["JobPlan | None", str]:

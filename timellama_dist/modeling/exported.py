@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.errors import CheckpointError
+from timellama_dist.errors import CheckpointError, ConfigError
 from timellama_dist.modeling.backbone import resolve_backbone
 from timellama_dist.modeling.inference import freeze_for_inference
 from timellama_dist.modeling.tensors import copy_tensors, read_tensors
@@ -67,6 +67,21 @@ class ModelCard:
     """The run's configuration (`RunConfig.to_dict`)."""
     datasets: list[DatasetCard]
     """In the order of the numbers that the model is called with."""
+
+    def named(self, dataset: str | None) -> DatasetCard:
+        """The data set of a name, or the only one if none is given.
+
+        Raises:
+            ConfigError: it knows none of that name, or several and none was named.
+        """
+        cards = {one.name: one for one in self.datasets}
+        names = ", ".join(cards)
+        if dataset is None and len(cards) > 1:
+            raise ConfigError(f"dataset must be given, for the model knows several: {names}")
+        name = next(iter(cards)) if dataset is None else dataset
+        if name not in cards:
+            raise ConfigError(f"dataset must be one of {names}, got {name!r}")
+        return cards[name]
 
 
 def scalers_file(dataset: int) -> str:
