@@ -1,6 +1,5 @@
 """What a command raises becomes its exit code: 0 done, 1 failed, 2 user's mistake, 130 stopped."""
 
-import logging
 import signal
 import sys
 import threading
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from timellama_dist.errors import InterruptedRunError, UserError
+from timellama_dist.launch.cluster import quieten_bitsandbytes
 
 # What Ray says at the end of a long traceback, and what to do about it.
 _REMEDIES = {
@@ -26,8 +26,7 @@ _REMEDIES = {
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; tell the user's mistakes in one line, everything else with its traceback."""
-    # On a CPU with AVX512-BF16, bitsandbytes asks for a kernel of a layout that is never used here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quieten_bitsandbytes()
     try:
         command()
     except UserError as error:

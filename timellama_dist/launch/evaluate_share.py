@@ -1,6 +1,5 @@
 """One worker's share of an evaluation: runs in a Ray task."""
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from timellama_dist.engine.forecasters import (
 )
 from timellama_dist.engine.scores import Scores
 from timellama_dist.engine.scoring import Yardstick
+from timellama_dist.launch.cluster import quieten_bitsandbytes
 
 _TELL_S = 1.0
 
@@ -91,8 +91,7 @@ def score_share(
     Yields:
         Windows scored since the last time, now and then; with the last of them all their scores.
     """
-    # On a CPU with AVX512-BF16, bitsandbytes asks for a kernel of a layout that is never used here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quieten_bitsandbytes()
     reader = WindowReader(
         subject.path,
         context_len=subject.context_len,

@@ -3,7 +3,6 @@
 Shapes: B forecasts, H horizon, C channels.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timellama_dist.data.cutoffs import CutoffIndex
-from timellama_dist.launch.cluster import Resources, user_error
+from timellama_dist.launch.cluster import Resources, quieten_bitsandbytes, user_error
 from timellama_dist.storage import open_place
 
 
@@ -85,8 +84,7 @@ class _PartForecaster:
         from timellama_dist.data.history import SeriesReader
         from timellama_dist.forecaster import TimeLlamaForecaster
 
-        # On a CPU with AVX512-BF16, bitsandbytes asks for a kernel of a layout never used here.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        quieten_bitsandbytes()
         self.task: PartTask = ray.get(told)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.forecaster = TimeLlamaForecaster.load(
