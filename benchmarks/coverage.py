@@ -17,7 +17,7 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.history import SeriesReader
 from timellama_dist.data.series import Series
 from timellama_dist.data.windows import split_borders
-from timellama_dist.modeling.intervals import RECENT, radius, tracked_radius
+from timellama_dist.modeling.intervals import cutoffs_before, radius, tracked_radius
 
 BATCH = 256
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     whole = reader.read(0, 0, rows)
     begin, end = split_borders(rows, reader.manifest.split, context_len)["test"]
     first, last = begin + context_len, end - horizon
-    seen = np.arange(first - horizon - RECENT + 1, last + 1)
+    seen = np.arange(cutoffs_before(first, horizon)[0], last + 1)
     error_NHC = errors(forecaster, whole, seen, horizon)
     error_NHC /= known.scaler(whole.unique_id, whole.values).std
     for level in arguments.level:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         for start in range(first, last + 1, BATCH):
             cutoffs = np.arange(start, min(start + BATCH, last + 1))
             # Of the forecasts whose whole truth the cut-off has seen.
-            places = cutoffs[:, None] - horizon - np.arange(RECENT)[::-1] - seen[0]
+            places = np.stack([cutoffs_before(rows, horizon) for rows in cutoffs]) - seen[0]
             followed = tracked_radius(kept, error_NHC[places], level)
             truth = error_NHC[cutoffs - seen[0]]
             hits.append(truth <= followed)

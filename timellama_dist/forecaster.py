@@ -33,7 +33,13 @@ from timellama_dist.modeling.exported import (
     read_quantiles,
     scalers_file,
 )
-from timellama_dist.modeling.intervals import RECENT, check_levels, radius, tracked_radius
+from timellama_dist.modeling.intervals import (
+    RECENT,
+    check_levels,
+    cutoffs_before,
+    radius,
+    tracked_radius,
+)
 from timellama_dist.modeling.timellama import TimeLlama
 from timellama_dist.storage import Location
 
@@ -188,7 +194,8 @@ class TimeLlamaForecaster:
                 there is but one.
             level: percents, such as [80, 95], of prediction intervals.
             recent: the intervals follow the errors of that many forecasts of the frame's own past,
-                each of them one more forecast to make; 0 keeps to the validation part's errors.
+                4 rows apart, each one more forecast to make; 0 keeps to the validation part's
+                errors.
             roll: let the horizon be longer: forecasts are then made from forecasts.
 
         Returns:
@@ -287,7 +294,7 @@ class TimeLlamaForecaster:
         std_BC = np.empty((len(series), shape[-1]))
         for number, one in enumerate(series):
             std_BC[number] = known.scaler(one.unique_id, self._context(one, known)).std
-            seen = len(one.values) - horizon - np.arange(recent)[::-1]
+            seen = cutoffs_before(len(one.values), horizon, recent)
             kept = seen >= known.least_rows
             pasts = [_first_rows(one, int(rows)) for rows in seen[kept]]
             if pasts:

@@ -182,11 +182,11 @@ def test_intervals_of_a_short_frame_are_those_of_the_validation_part(tiny_llama:
 
 def test_intervals_follow_the_errors_of_the_frame_s_own_past(tiny_llama: Path) -> None:
     own, frame = forecaster(tiny_llama, missing="mask"), long_frame(40)
-    found = own.predict(frame, level=[80], recent=9)
+    found = own.predict(frame, level=[80], recent=3)
     for name, scaler in SCALERS.items():
         one = frame[frame["unique_id"] == name]
         values, errors = one[["a", "b"]].to_numpy(), []
-        for seen in range(40 - HORIZON - 8, 40 - HORIZON + 1):
+        for seen in (40 - HORIZON - 8, 40 - HORIZON - 4, 40 - HORIZON):
             yhat = own.predict(one[:seen])["yhat"].to_numpy().reshape(2, HORIZON).T
             errors.append(np.abs(values[seen : seen + HORIZON] - yhat) / scaler.std)
         expected = tracked_radius(np.full((HORIZON, 2), 0.8), np.stack(errors)[None], 80)[0]

@@ -27,6 +27,7 @@ from timellama_dist.launch.serve_requests import (
     SeriesIn,
     SeriesOut,
 )
+from timellama_dist.modeling.intervals import cutoffs_before
 
 _UNNAMED = "series"
 
@@ -210,8 +211,10 @@ def _task(
         except UserError as error:
             raise RequestError(422, (f"series[{number}].values", str(error))) from None
     if request.level:
-        past = [len(one.values) - card.horizon - known.least_rows + 1 for one in series]
-        total = len(series) + sum(min(max(rows, 0), request.recent) for rows in past)
+        total = len(series)
+        for one in series:
+            seen = cutoffs_before(len(one.values), card.horizon, request.recent)
+            total += int((seen >= known.least_rows).sum())
         if total > max_forecasts:
             message = (
                 f"intervals that follow the past's errors would take {total} forecasts, at most "

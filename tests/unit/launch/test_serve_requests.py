@@ -172,7 +172,7 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("level", [0], "level[0]", "greater than 0"),
         ("level", [99.5], "level[0]", "less than or equal to 99"),
         ("level", 80, "level", "valid array"),
-        ("recent", 169, "recent", "less than or equal to 168"),
+        ("recent", 43, "recent", "less than or equal to 42"),
         ("dataset", "cars", "dataset", "must be one of table, got 'cars'"),
     ],
 )
@@ -221,11 +221,11 @@ def test_a_large_body_is_refused_before_it_is_read(client: TestClient) -> None:
 
 
 def test_too_much_work_is_refused(client: TestClient) -> None:
-    reply = client.post("/forecast", json=asked(long_frame(40)) | {"level": [80]})
+    reply = client.post("/forecast", json=asked(long_frame(70)) | {"level": [80]})
     assert reply.status_code == 422
     message = reply.json()["detail"][0]["message"]
-    assert "would take 52 forecasts, at most 20: send fewer series or rows" in message
-    assert client.post("/forecast", json=asked(long_frame(40))).status_code == 200
+    assert "would take 30 forecasts, at most 20: send fewer series or rows" in message
+    assert client.post("/forecast", json=asked(long_frame(70))).status_code == 200
 
 
 def test_other_mistakes_have_the_same_form(client: TestClient) -> None:

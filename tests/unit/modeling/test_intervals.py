@@ -6,7 +6,9 @@ import pytest
 from timellama_dist.errors import ConfigError
 from timellama_dist.modeling.intervals import (
     LEVELS,
+    RECENT,
     check_levels,
+    cutoffs_before,
     error_quantiles,
     radius,
     tracked_radius,
@@ -51,13 +53,32 @@ def test_radii_that_follow_errors_cover_as_they_should_where_errors_have_doubled
 ) -> None:
     rng = np.random.default_rng(1)
     begin = radius(error_quantiles(np.abs(rng.standard_normal((2000, 4, 2)))), level)
-    errors = 2 * np.abs(rng.standard_normal((200, 169, 4, 2)))
-    followed = tracked_radius(begin, errors[:, :168], level)
-    assert (errors[:, 168] <= begin).mean() < level / 100 - 0.1
-    assert (errors[:, 168] <= followed).mean() == pytest.approx(level / 100, abs=0.04)
+    errors = 2 * np.abs(rng.standard_normal((200, RECENT + 1, 4, 2)))
+    followed = tracked_radius(begin, errors[:, :RECENT], level)
+    assert (errors[:, RECENT] <= begin).mean() < level / 100 - 0.1
+    assert (errors[:, RECENT] <= followed).mean() == pytest.approx(level / 100, abs=0.04)
 
 
 def test_without_errors_a_radius_stays() -> None:
     begin = np.full((4, 2), 0.5)
     found = tracked_radius(begin, np.full((3, 7, 4, 2), np.nan), 80)
     np.testing.assert_allclose(found, np.full((3, 4, 2), 0.5))
+
+
+def test_what_is_missing_moves_no_radius_of_what_is_there() -> None:
+    begin = np.full((4, 2), 0.5)
+    errors = np.abs(np.random.default_rng(0).standard_normal((3, 7, 4, 2)))
+    whole = tracked_radius(begin[:, :1], errors[..., :1], 80)
+    holes = errors.copy()
+    holes[..., 1] = np.nan
+    np.testing.assert_allclose(tracked_radius(begin, holes, 80)[..., :1], whole)
+    begin[:, 1] = np.nan
+    found = tracked_radius(begin, errors, 80)
+    np.testing.assert_allclose(found[..., :1], whole)
+    assert np.isnan(found[..., 1]).all()
+
+
+def test_forecasts_looked_back_at_have_their_whole_truth() -> None:
+    np.testing.assert_array_equal(cutoffs_before(100, 24, 3), [68, 72, 76])
+    assert len(cutoffs_before(100, 24)) == RECENT
+    assert len(cutoffs_before(100, 24, 0)) == 0
