@@ -247,6 +247,8 @@ class ModelSection:
     """The prompt's embeddings go through the backbone before the series' tokens."""
     affine: bool = False
     """A learned scale and shift per channel in the instance normalisation."""
+    centre: Literal["mean", "last"] = "mean"
+    """What that subtracts from a window: its mean (the paper), or its last value."""
     shortcut: Literal["none", "frozen", "trainable"] = "none"
     """A linear map from context to horizon, fitted before training; the rest starts at zero beside
     it."""

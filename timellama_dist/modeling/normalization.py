@@ -1,5 +1,8 @@
 """Instance normalisation of each channel over its own context window (Figure 1 of the paper).
 
+The paper takes a window's mean from it. Its last value instead (NLinear, arXiv 2205.13504) keeps
+the forecast of a drifting series next to where that is.
+
 Missing values are NaN; the statistics are those of the observed ones.
 
 Shapes: B batch, L context, H horizon, C channels.
@@ -12,10 +15,12 @@ from torch import Tensor, nn
 
 
 class WindowStatistics(NamedTuple):
-    """Mean and standard deviation of each window's channels, each of shape (B, 1, C), finite."""
+    """Of each window's channels, each of shape (B, 1, C), finite."""
 
     mean: Tensor
     std: Tensor
+    centre: Tensor
+    """What is subtracted."""
 
 
 class InstanceNorm(nn.Module):
@@ -24,11 +29,15 @@ class InstanceNorm(nn.Module):
     Args:
         num_channels: C; needed for `affine` only.
         affine: learn a scale and a shift per channel, as RevIN does.
+        centre: "mean", or "last": the last observed value.
         eps: added to the variance, so that a constant window stays finite.
     """
 
-    def __init__(self, num_channels: int, *, affine: bool = False, eps: float = 1e-5) -> None:
+    def __init__(
+        self, num_channels: int, *, affine: bool = False, centre: str = "mean", eps: float = 1e-5
+    ) -> None:
         super().__init__()
+        self.centre = centre
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(num_channels)) if affine else None
         self.shift = nn.Parameter(torch.zeros(num_channels)) if affine else None
@@ -36,8 +45,8 @@ class InstanceNorm(nn.Module):
     def forward(self, past_BLC: Tensor) -> tuple[Tensor, WindowStatistics, tuple[Tensor, ...]]:
         """The normalised window, its statistics, and the affine parameters for `inverse`.
 
-        A missing value becomes the window's mean, which is 0 once normalised; a channel without any
-        observed value has mean 0 and the standard deviation of a constant window.
+        A missing value becomes the window's mean; a channel without any observed value has mean and
+        centre 0 and the standard deviation of a constant window.
 
         The affine parameters are handed on, not read again by `inverse`: ZeRO-3 holds a module's
         parameters only during its forward.
@@ -53,12 +62,14 @@ class InstanceNorm(nn.Module):
         filled_BLC = torch.where(observed_BLC, past_BLC, mean)
         variance = filled_BLC.var(dim=1, keepdim=True, unbiased=False) * steps_per_observed_B1C
         std = torch.sqrt(variance + self.eps)
-        normed_BLC = (filled_BLC - mean) / std
+        centre = mean if self.centre == "mean" else _last_observed(filled_BLC, observed_BLC)
+        normed_BLC = (filled_BLC - centre) / std
+        statistics = WindowStatistics(mean, std, centre)
         if self.scale is None or self.shift is None:
-            return normed_BLC, WindowStatistics(mean, std), ()
+            return normed_BLC, statistics, ()
         # Clones, because ZeRO-3 frees the parameters themselves after this forward.
         scale, shift = self.scale.clone(), self.shift.clone()
-        return normed_BLC * scale + shift, WindowStatistics(mean, std), (scale, shift)
+        return normed_BLC * scale + shift, statistics, (scale, shift)
 
     def inverse(
         self, normed_BHC: Tensor, statistics: WindowStatistics, affine: tuple[Tensor, ...]
@@ -67,4 +78,11 @@ class InstanceNorm(nn.Module):
         if affine:
             scale, shift = affine
             normed_BHC = (normed_BHC - shift) / (scale + self.eps)
-        return normed_BHC * statistics.std + statistics.mean
+        return normed_BHC * statistics.std + statistics.centre
+
+
+def _last_observed(filled_BLC: Tensor, observed_BLC: Tensor) -> Tensor:
+    """The last observed value of each channel, shape (B, 1, C); the mean where there is none."""
+    steps_L1 = torch.arange(filled_BLC.shape[1], device=filled_BLC.device)[:, None]
+    place_B1C = (steps_L1 * observed_BLC).argmax(dim=1, keepdim=True)
+    return filled_BLC.gather(1, place_B1C)

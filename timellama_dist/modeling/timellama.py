@@ -43,6 +43,7 @@ class TimeLlama(nn.Module):
         prefix: put the prompt before the tokens that the backbone sees.
         dropout: on the tokens before the backbone and on its output.
         affine: learned scale and shift per channel in the instance normalisation.
+        centre: what that subtracts: "mean" of the window, or "last" value.
         shortcuts: of each data set, the linear map that the LLM path adds to; that path starts at
             zero then.
     """
@@ -60,13 +61,14 @@ class TimeLlama(nn.Module):
         prefix: bool = False,
         dropout: float = 0.0,
         affine: bool = False,
+        centre: str = "mean",
         shortcuts: Sequence[LinearShortcut] = (),
     ) -> None:
         super().__init__()
         hidden_size = prompts[0].shape[1]
         self.attention = attention
         self.prefix = prefix
-        self.norm = InstanceNorm(num_channels, affine=affine)
+        self.norm = InstanceNorm(num_channels, affine=affine, centre=centre)
         self.tokenize = nn.Linear(context_len, hidden_size)
         self.align = (
             PromptAlignment(hidden_size, num_heads=alignment_heads) if alignment_heads else None
@@ -207,6 +209,7 @@ def build_model(
         prefix=config.model.prefix,
         dropout=config.model.dropout,
         affine=config.model.affine,
+        centre=config.model.centre,
         shortcuts=_shortcuts(config, len(prompts), shortcuts),
     )
     return model.to(device)

@@ -90,10 +90,37 @@ def test_without_missing_values_every_bit_is_that_of_the_plain_formula(
 
 def test_the_graph_has_no_branch_on_the_data() -> None:
     # Symbolic tracing fails at any Python branch on a tensor.
-    traced = torch.fx.symbolic_trace(InstanceNorm(CHANNELS))
-    for share in (0.0, 0.5, 1.0):
-        window = window_with_gaps(1, share, (2, CONTEXT, CHANNELS))
-        assert torch.equal(traced(window)[0], InstanceNorm(CHANNELS)(window)[0])
+    for centre in ("mean", "last"):
+        norm = InstanceNorm(CHANNELS, centre=centre)
+        traced = torch.fx.symbolic_trace(norm)
+        for share in (0.0, 0.5, 1.0):
+            window = window_with_gaps(1, share, (2, CONTEXT, CHANNELS))
+            assert torch.equal(traced(window)[0], norm(window)[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_around_the_last_observed_value_that_value_is_0_and_all_is_undone(share: float) -> None:
+    window = window_with_gaps(3, share, (4, CONTEXT, CHANNELS))
+    window[0, :, 0] = torch.nan
+    norm = InstanceNorm(CHANNELS, centre="last")
+    normed, statistics, affine = norm(window)
+    plain, of_plain, _ = InstanceNorm(CHANNELS)(window)
+    assert torch.equal(statistics.std, of_plain.std)
+    for sample, channel in np.ndindex(4, CHANNELS):
+        observed = (~window[sample, :, channel].isnan()).nonzero()
+        last = window[sample, observed[-1, 0], channel] if len(observed) else torch.tensor(0.0)
+        assert statistics.centre[sample, 0, channel] == last
+        if len(observed):
+            assert normed[sample, observed[-1, 0], channel] == 0
+    undone = norm.inverse(normed, statistics, affine)
+    filled = torch.where(window.isnan(), of_plain.mean, window)
+    torch.testing.assert_close(undone, filled)
+    torch.testing.assert_close(
+        normed - plain,
+        (of_plain.mean - statistics.centre) / of_plain.std + torch.zeros_like(plain),
+        atol=1e-9,
+        rtol=1e-9,
+    )
 
 
 def test_affine_parameters_get_the_missing_values_at_the_mean() -> None:
