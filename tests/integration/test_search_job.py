@@ -187,6 +187,7 @@ def test_a_search_whose_driver_is_killed_goes_on_and_runs_nothing_twice(
     # So that Ray Tune has written down that they have.
     time.sleep(3)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    known = {one["id"]: one["number"] for one in results(killed)["trials"]}
     before = {one["id"] for one in results(killed)["trials"] if one["status"] == "finished"}
     logged = steps_logged(killed)
     for one in family:
@@ -197,6 +198,8 @@ def test_a_search_whose_driver_is_killed_goes_on_and_runs_nothing_twice(
     trials = results(killed)["trials"]
     assert len(trials) == 5
     assert {one["status"] for one in trials} == {"finished"}
+    assert [one["number"] for one in trials] == [1, 2, 3, 4, 5]
+    assert known.items() <= {one["id"]: one["number"] for one in trials}.items()
     assert key_sets(killed) == key_sets(whole)
     after = steps_logged(killed)
     for trial in before:

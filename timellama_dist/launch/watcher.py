@@ -41,6 +41,7 @@ class Watcher(Callback):
 
     def __init__(self, folder: Path, most_trials: int, facts: Mapping[str, Any]) -> None:
         self._folder, self._most_trials, self._facts = folder, most_trials, dict(facts)
+        self._numbers: dict[str, int] = {}
 
     # Ray Tune passes more than these by keyword.
     def on_trial_complete(
@@ -53,8 +54,8 @@ class Watcher(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Say that a trial that failed is tried again."""
-        number = trials.index(trial) + 1
-        _say(f"trial {number} failed and is tried again: {_cause(trial)}")
+        self._count(trials)
+        _say(f"trial {self._numbers[trial.trial_id]} failed and is tried again: {_cause(trial)}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -68,10 +69,9 @@ class Watcher(Callback):
 
     def write(self, trials: Sequence[Trial], ended: Trial | None = None) -> list[dict[str, Any]]:
         """Write `search.json`; what it says of the trials."""
-        records = [
-            self._record(number, one, ended=one is ended)
-            for number, one in enumerate(trials, start=1)
-        ]
+        self._count(trials)
+        records = [self._record(one, ended=one is ended) for one in trials]
+        records.sort(key=lambda one: one["number"])
         pruned = self._folder / PRUNED
         lines = pruned.read_text(encoding="utf-8").splitlines() if pruned.exists() else []
         found = self._facts | {"trials": records, "pruned": [json.loads(line) for line in lines]}
@@ -80,13 +80,23 @@ class Watcher(Callback):
         draft.replace(self._folder / RESULTS)
         return records
 
-    def _record(self, number: int, trial: Trial, *, ended: bool) -> dict[str, Any]:
+    def _count(self, trials: Sequence[Trial]) -> None:
+        """Number them in the order of their first being seen."""
+        written = self._folder / RESULTS
+        if not self._numbers and written.exists():
+            # Of a resumed search: Ray Tune puts what had ended in another order.
+            before = json.loads(written.read_text(encoding="utf-8"))["trials"]
+            self._numbers = {one["id"]: one["number"] for one in before}
+        for trial in trials:
+            self._numbers.setdefault(trial.trial_id, len(self._numbers) + 1)
+
+    def _record(self, trial: Trial, *, ended: bool) -> dict[str, Any]:
         last = trial.last_result or {}
         status = _status(trial, last, ended=ended)
         measured = {key: _finite(last.get(key)) for key in _MEASURED}
         problem = last.get("problem") or (_cause(trial) if status == "failed" else None)
         return {
-            "number": number,
+            "number": self._numbers[trial.trial_id],
             "id": trial.trial_id,
             "is_base": all(self._facts["base"][key] == one for key, one in trial.config.items()),
             "status": status,
