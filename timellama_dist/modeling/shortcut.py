@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class LinearShortcut(nn.Module):
-    """What a linear map, one for all channels, forecasts beyond a window's mean.
+    """What a linear map, one for all channels, forecasts beyond a window's centre.
 
     Args:
         map_LH: the map, shape (L, H); of windows and forecasts that are shorter than the model's,
@@ -31,16 +31,16 @@ class LinearShortcut(nn.Module):
         else:
             self.register_buffer("map_LH", whole_LH)
 
-    def forward(self, past_BLC: Tensor, mean_B1C: Tensor) -> Tensor:
-        """Forecast windows less their means, shape (B, H, C).
+    def forward(self, past_BLC: Tensor, centre_B1C: Tensor) -> Tensor:
+        """Forecast windows less their centres, shape (B, H, C).
 
-        The map's columns add up to 1, so that the mean itself would come back as it is.
+        The map's columns add up to 1, so that the centre itself would come back as it is.
 
         Args:
             past_BLC: the windows; a missing value (NaN) is filled with the last one before it.
-            mean_B1C: their means.
+            centre_B1C: their centres, any.
         """
-        centred_BCL = (fill_forward(past_BLC) - mean_B1C).transpose(1, 2)
+        centred_BCL = (fill_forward(past_BLC) - centre_B1C).transpose(1, 2)
         beyond_BCH = centred_BCL.to(self.map_LH.dtype) @ self.map_LH
         return beyond_BCH.to(past_BLC.dtype).transpose(1, 2)
 

@@ -107,7 +107,7 @@ class TimeLlama(nn.Module):
         normed_BHC = self.head(self.dropout(hidden_BCD)).transpose(1, 2).to(past_BLC.dtype)
         forecast_BHC = self.norm.inverse(normed_BHC, statistics, affine)
         if self.shortcuts:
-            forecast_BHC = forecast_BHC + self.shortcuts[dataset](past_BLC, statistics.mean)
+            forecast_BHC = forecast_BHC + self.shortcuts[dataset](past_BLC, statistics.centre)
         return forecast_BHC
 
     def balance_loss(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,12 @@ def random_map(context: int = CONTEXT, horizon: int = HORIZON) -> torch.Tensor:
     return raw / raw.sum(dim=0)
 
 
-@pytest.mark.parametrize("affine", [False, True])
-def test_a_run_begins_with_the_map_of_each_data_set(tiny_llama: Path, affine: bool) -> None:
+@pytest.mark.parametrize("section", [{}, {"affine": True}, {"centre": "last"}])
+def test_a_run_begins_with_the_map_of_each_data_set(
+    tiny_llama: Path, section: dict[str, Any]
+) -> None:
     maps = [random_map(), random_map(8, 3)]
-    started = model(tiny_llama, maps, shortcut="frozen", affine=affine)
+    started = model(tiny_llama, maps, shortcut="frozen", **section)
     past = 5 + 3 * torch.randn(2, CONTEXT, 3, generator=torch.Generator().manual_seed(0))
     past[0, 3:5, 1] = past[1, -1, 0] = torch.nan
     filled = torch.from_numpy(fill_missing(past.numpy()))
