@@ -168,8 +168,8 @@ class TrainLoop:
         node_leaves: says whether a node of the run will be taken away soon, the same on every rank;
             all call it together, now and then.
         dataset_of: number of the data set that a step draws from, the same on every rank.
-        validate_first: judge the untrained weights too: only what is worse than them in neither
-            error is kept.
+        validate_first: judge the untrained weights too: what trained is kept only if it lowers one of
+            the two errors by a larger share than it raises the other.
         average: of the weights, as far as the run has come.
         after_first_step: called once between two steps, when shards lie as they do in training.
     """
@@ -331,8 +331,9 @@ class TrainLoop:
             )
         if self.validate_first and not progress.best_metrics:
             progress.untrained = {key: metrics[key] for key in ("mse", "mae")}
-        no_worse = all(metrics[key] <= most for key, most in progress.untrained.items())
-        if no_worse and metrics[judged] < progress.best_metrics.get(judged, math.inf):
+        begun = progress.untrained
+        gains = math.prod(metrics[key] for key in begun) <= math.prod(begun.values())
+        if gains and metrics[judged] < progress.best_metrics.get(judged, math.inf):
             best = self.average.weights()
             progress.best_metrics, progress.best_step = metrics, progress.step
             progress.stale_validations = 0
