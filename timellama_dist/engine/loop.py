@@ -168,8 +168,8 @@ class TrainLoop:
         node_leaves: says whether a node of the run will be taken away soon, the same on every rank;
             all call it together, now and then.
         dataset_of: number of the data set that a step draws from, the same on every rank.
-        validate_first: judge the untrained weights too: what trained is kept only if it lowers one of
-            the two errors by a larger share than it raises the other.
+        validate_first: judge the untrained weights too: what trained is kept only if the product of
+            its two errors is no higher than theirs.
         average: of the weights, as far as the run has come.
         after_first_step: called once between two steps, when shards lie as they do in training.
     """
