@@ -108,10 +108,12 @@ TASKS = (
     ),
 )
 M4 = Task(name="m4", file="m4", horizons=(48,), published={})
+# Of few windows fewer steps, as epochs count; judged after each.
+_FEW: dict[str, Any] = {"train.epochs": 3, "train.validate_every": "null"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
-    "few5": {"data.train_fraction": 0.05},
-    "few10": {"data.train_fraction": 0.1},
+    "few5": {"data.train_fraction": 0.05, **_FEW},
+    "few10": {"data.train_fraction": 0.1, **_FEW},
 }
 # What each part adds: the recipe without it.
 _NO_DLORA = {"dlora.enabled": False}
