@@ -134,6 +134,7 @@ def test_windows_read_from_a_bucket_are_those_of_the_disk(
         WindowReader("s3://lake/nothing", **lengths)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_goes_on_from_the_bucket_and_leaves_its_results_there(
     server: str,
     tiny_llama: Path,
