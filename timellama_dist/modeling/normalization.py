@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from timellama_dist.modeling.shortcut import fill_forward
+
 
 class WindowStatistics(NamedTuple):
     """Of each window's channels, each of shape (B, 1, C), finite."""
@@ -62,7 +64,7 @@ class InstanceNorm(nn.Module):
         filled_BLC = torch.where(observed_BLC, past_BLC, mean)
         variance = filled_BLC.var(dim=1, keepdim=True, unbiased=False) * steps_per_observed_B1C
         std = torch.sqrt(variance + self.eps)
-        centre = mean if self.centre == "mean" else _last_observed(filled_BLC, observed_BLC)
+        centre = mean if self.centre == "mean" else fill_forward(past_BLC)[:, -1:]
         normed_BLC = (filled_BLC - centre) / std
         statistics = WindowStatistics(mean, std, centre)
         if self.scale is None or self.shift is None:
@@ -79,10 +81,3 @@ class InstanceNorm(nn.Module):
             scale, shift = affine
             normed_BHC = (normed_BHC - shift) / (scale + self.eps)
         return normed_BHC * statistics.std + statistics.centre
-
-
-def _last_observed(filled_BLC: Tensor, observed_BLC: Tensor) -> Tensor:
-    """The last observed value of each channel, shape (B, 1, C); the mean where there is none."""
-    steps_L1 = torch.arange(filled_BLC.shape[1], device=filled_BLC.device)[:, None]
-    place_B1C = (steps_L1 * observed_BLC).argmax(dim=1, keepdim=True)
-    return filled_BLC.gather(1, place_B1C)
