@@ -17,6 +17,7 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.history import SeriesReader
 from timellama_dist.data.series import Series
 from timellama_dist.data.windows import split_borders
+from timellama_dist.launch.cluster import quieten_bitsandbytes
 from timellama_dist.modeling.intervals import cutoffs_before, radius, tracked_radius
 
 BATCH = 256
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", required=True, help="its prepared data: RUN/data, of one series")
     parser.add_argument("--level", type=float, nargs="+", default=[80, 95])
     arguments = parser.parse_args(argv)
+    quieten_bitsandbytes()
     forecaster = TimeLlamaForecaster.load(arguments.model)
     known = forecaster.known(None)
     reader = SeriesReader(arguments.data)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         for start in range(first, last + 1, BATCH):
             cutoffs = np.arange(start, min(start + BATCH, last + 1))
             # Of the forecasts whose whole truth the cut-off has seen.
-            places = np.stack([cutoffs_before(rows, horizon) for rows in cutoffs]) - seen[0]
+            places = cutoffs_before(cutoffs[:, None], horizon) - seen[0]
             followed = tracked_radius(kept, error_NHC[places], level)
             truth = error_NHC[cutoffs - seen[0]]
             hits.append(truth <= followed)

@@ -69,17 +69,22 @@ def radius(quantile_KHC: Array, level: float) -> Array:
     return whole[above - 1] * (1 - share) + whole[above] * share
 
 
-def cutoffs_before(rows: int, horizon: int, recent: int = RECENT) -> NDArray[np.int64]:
-    """Where the forecasts were made that are looked back at, in order of time, shape (recent,).
+def cutoffs_before(
+    rows: int | NDArray[np.int64], horizon: int, recent: int = RECENT
+) -> NDArray[np.int64]:
+    """Where the forecasts were made that are looked back at, in order of time.
 
     The last one is the last whose whole truth is known; neighbours are 4 rows apart, for forecasts
     of neighbouring rows err alike.
 
     Args:
-        rows: that are known of the series.
+        rows: that are known of the series; or of several, shape (..., 1).
         horizon: H.
         recent: how many; those that the series is too short for are below the rows of a context, or
             negative.
+
+    Returns:
+        Rows that each forecast knew, shape (..., recent).
     """
     return rows - horizon - _EVERY * np.arange(recent)[::-1]
 
