@@ -94,9 +94,8 @@ def train_rank(rank: int, world_size: int, folder: Path, config: RunConfig) -> N
         data = with_gaps(windows(config), 99)
         share = {key: values[rank::world_size] for key, values in data.items()}
         share["weight"] = np.ones(len(share["past"]))
-        metrics = evaluate(engine, [share], horizon=config.data.horizon, num_channels=3)[
-            0
-        ].summary()
+        errors, _ = evaluate(engine, [share], horizon=config.data.horizon, num_channels=3)
+        metrics = errors[1.0].summary()
         if rank == 0:
             write(folder, f"{name}.safetensors", weights)
             (folder / f"{name}.json").write_text(json.dumps(metrics))

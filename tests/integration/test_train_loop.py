@@ -29,7 +29,9 @@ class Case:
     validate_every: int
     train: dict[str, Any] = field(default_factory=dict)
     mae: list[float] | None = None
-    validate_first: bool = False
+    half: list[float] | None = None
+    """Errors of half the LLM path, where it stands beside a map."""
+    beside_map: bool = False
     stop_at_question: int | None = None
     start: dict[str, Any] = field(default_factory=dict)
     datasets: tuple[int, ...] = (0,)
@@ -50,8 +52,9 @@ CASES = {
     "endless patience": Case([1, 2, 2, 2, 2], 5, 1, {"patience": 0}),
     "judged by mae": Case([1, 2, 3], 3, 1, {"loss": "mae"}, mae=[3, 1, 2]),
     "an error pays too much for the other's gain": Case(
-        [3, 10, 4, 2], 3, 1, {"loss": "mae"}, mae=[3, 1, 2, 2.5], validate_first=True
+        [3, 10, 4, 5], 3, 1, {"loss": "mae"}, mae=[3, 1, 2, 2], beside_map=True
     ),
+    "half the path is better": Case([3, 2, 4], 2, 1, half=[3, 2.5, 1], beside_map=True),
     "asked to stop": Case([], 9, 9, {"log_every": 2}, stop_at_question=3),
     "asked to stop at a validation": Case([1, 2], 9, 2, {"log_every": 9}, stop_at_question=4),
     "saved now and then": Case([1, 2], 7, 4, {"log_every": 9, "save_every": 2}),
@@ -98,13 +101,16 @@ def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[st
     weights: list[dict[str, torch.Tensor]] = []
     drawn: list[int] = []
     engine.module.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[1]))
-    errors, mae = iter(case.errors), iter(case.mae or case.errors)
+    errors, mae, half = iter(case.errors), iter(case.mae or case.errors), iter(case.half or [])
     questions = 0
 
-    def validate() -> dict[str, float]:
+    def validate() -> dict[float, dict[str, Any]]:
         seen["validated"].append(progress.step)
         weights.append(trained_weights(engine))
-        return {"mse": next(errors), "mae": next(mae)}
+        found = {1.0: {"mse": next(errors), "mae": next(mae)}}
+        if case.half:
+            found[0.5] = dict.fromkeys(("mse", "mae"), next(half))
+        return found
 
     def save(position: Progress, best: Any, metrics: dict[str, float]) -> None:
         seen["saved"].append([position.step, position.finished, best is not None])
@@ -128,7 +134,7 @@ def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[st
         save=save,
         asked_to_stop=asked_to_stop,
         node_leaves=lambda: progress.step in case.notices,
-        validate_first=case.validate_first,
+        beside_map=case.beside_map,
         dataset_of=lambda step: case.datasets[step % len(case.datasets)],
     )
     given = {"head.bias": torch.zeros(1)} if case.start else None
@@ -148,6 +154,8 @@ def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[st
         "rollbacks": [progress.rollbacks, progress.updates],
         "best_is_given": given is not None and best is given,
         "best_is_validation": same,
+        "best_head": best["head.weight"].tolist() if best and not case.start else None,
+        "last_head": weights[-1]["head.weight"].tolist() if weights else None,
         "step": progress.step,
         "finished": progress.finished,
         "best_step": progress.best_step,
@@ -240,6 +248,16 @@ def test_weights_that_lose_more_in_one_error_than_they_gain_in_the_other_are_not
 ) -> None:
     # The first has the least MAE, for more than three times the MSE of no training.
     assert ranks[0]["an error pays too much for the other's gain"]["best_step"] == 2
+
+
+def test_that_share_of_the_path_is_kept_with_which_its_errors_are_lowest(
+    ranks: list[dict[str, Any]],
+) -> None:
+    found = ranks[0]["half the path is better"]
+    assert found["best_step"] == 2
+    np.testing.assert_array_equal(found["best_head"], np.array(found["last_head"]) / 2)
+    told = [(one["mse"], one["path_share"]) for one in logged(found, "validation")]
+    assert told == [(3, 1.0), (2, 1.0), (1, 0.5)]
 
 
 def test_a_run_trained_on_mae_is_judged_by_mae(ranks: list[dict[str, Any]]) -> None:

@@ -39,8 +39,6 @@ class Progress:
     best_metrics: dict[str, Any] = field(default_factory=dict)
     """The best validation so far, as `RunData.evaluate` gives it; empty before the first."""
     best_step: int = 0
-    untrained: dict[str, float] = field(default_factory=dict)
-    """Errors of a linear map alone, if the run began as one: their product may not rise."""
     stale_validations: int = 0
     seconds: float = 0.0
     finished: bool = False

@@ -21,7 +21,7 @@ from typing import Any
 from timellama_dist.errors import CheckpointError, DataError
 from timellama_dist.storage import Place, copy_tree, open_place
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATE = "state.json"
 DAMAGED = "damaged-"
 """Before the name of a checkpoint that was set aside."""

@@ -107,22 +107,35 @@ class RunData:
         turns = -(-train.batch_size // (train.micro_batch_size * self.world_size))
         return interleaved(streams, self.schedule.datasets(first_step, last_step), turns)
 
-    def evaluate(self, engine: Any, split: SplitName) -> dict[str, Any]:
+    def evaluate(
+        self, engine: Any, split: SplitName, shares: Sequence[float] = (1.0,)
+    ) -> dict[float, dict[str, Any]]:
         """Errors over every window of a split; every rank must call.
 
+        Args:
+            engine: the DeepSpeed engine.
+            split: the part.
+            shares: as `evaluate` takes them.
+
         Returns:
-            "mse" and "mae", the unweighted means over data sets; "by_dataset", the same of each by
-            name; "detail", of each its errors "by_step" and "by_channel", and what its windows'
-            "routers" chose.
+            By share: "mse" and "mae", the unweighted means over data sets; "by_dataset", the same
+            of each by name; "detail", of each its errors "by_step" and "by_channel", and what its
+            windows' "routers" chose.
         """
-        found = [self._evaluate(engine, split, number) for number, _ in enumerate(self.sets)]
-        names, errors = [one.name for one in self.sets], [sums.summary() for sums, _ in found]
-        details = [{**sums.detail(), "routers": routers} for sums, routers in found]
-        return {
-            **mean_errors(errors),
-            "by_dataset": dict(zip(names, errors, strict=True)),
-            "detail": dict(zip(names, details, strict=True)),
-        }
+        found = [
+            self._evaluate(engine, split, number, shares) for number, _ in enumerate(self.sets)
+        ]
+        names = [one.name for one in self.sets]
+        metrics = {}
+        for share in shares:
+            errors = [sums[share].summary() for sums, _ in found]
+            details = [{**sums[share].detail(), "routers": routers} for sums, routers in found]
+            metrics[share] = {
+                **mean_errors(errors),
+                "by_dataset": dict(zip(names, errors, strict=True)),
+                "detail": dict(zip(names, details, strict=True)),
+            }
+        return metrics
 
     def examples(self, engine: Any) -> list[dict[str, np.ndarray]]:
         """A few test windows of each set with their forecasts; every rank must call."""
@@ -216,8 +229,8 @@ class RunData:
                 yield self._fitted(batch)
 
     def _evaluate(
-        self, engine: Any, split: SplitName, number: int
-    ) -> tuple[ErrorSums, dict[str, Any] | None]:
+        self, engine: Any, split: SplitName, number: int, shares: Sequence[float]
+    ) -> tuple[dict[float, ErrorSums], dict[str, Any] | None]:
         reader = self.readers[split][number]
         # No gradients are kept, so more windows fit.
         batch_size = 4 * self.config.train.micro_batch_size
@@ -233,6 +246,7 @@ class RunData:
             horizon=self.config.data.horizon,
             num_channels=reader.manifest.num_channels,
             dataset=number,
+            shares=shares,
         )
 
 

@@ -1,6 +1,6 @@
 """Exact evaluation over the windows of a split, whatever the number of ranks."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ def evaluate(
     horizon: int,
     num_channels: int,
     dataset: int = 0,
-) -> tuple[ErrorSums, dict[str, Any] | None]:
+    shares: Sequence[float] = (1.0,),
+) -> tuple[dict[float, ErrorSums], dict[str, Any] | None]:
     """Sum errors over this rank's batches and over all ranks; every rank must call.
 
     Every rank must be given the same number of batches (ZeRO-3 gathers weights in each forward);
@@ -34,18 +35,32 @@ def evaluate(
         horizon: H.
         num_channels: C.
         dataset: number of the data set that the windows are of.
+        shares: of the LLM path beside a frozen linear map, from nothing (0) to what it forecasts
+            (1); others than 1 need a model with such a map.
 
     Returns:
-        The sums over all ranks, and what the routers chose (`RoutingSums.summary`).
+        The sums over all ranks by share, and what the routers chose (`RoutingSums.summary`).
     """
-    sums, routing = ErrorSums.zeros(horizon, num_channels), RoutingSums(module)
+    found = {share: ErrorSums.zeros(horizon, num_channels) for share in shares}
+    routing = RoutingSums(module)
+    maps = getattr(getattr(module, "module", module), "shortcuts", None)
 
     def add(batch: Batch, forecast: Tensor) -> None:
-        sums.add(forecast.float().cpu().numpy(), batch["future"], batch["weight"])
+        forecasts = {1.0: forecast.float()}
+        if maps and set(shares) != {1.0}:
+            past_BLC = torch.as_tensor(batch["past"], device=forecast.device)
+            mapped_BHC = maps[dataset](past_BLC, torch.zeros_like(past_BLC[:, :1]))
+            for share in set(shares) - {1.0}:
+                forecasts[share] = torch.lerp(mapped_BHC, forecasts[1.0], share)
+        for share, sums in found.items():
+            sums.add(forecasts[share].cpu().numpy(), batch["future"], batch["weight"])
         routing.add(batch["weight"])
 
     _forward_all(module, batches, dataset, add)
-    whole = ErrorSums.from_vector(_summed_over_ranks(sums.to_vector()), horizon, num_channels)
+    whole = {
+        share: ErrorSums.from_vector(_summed_over_ranks(sums.to_vector()), horizon, num_channels)
+        for share, sums in found.items()
+    }
     return whole, routing.summary(_summed_over_ranks(routing.to_vector()))
 
 

@@ -25,6 +25,7 @@ from timellama_dist.engine.faults import (
     with_its_gradient,
 )
 from timellama_dist.engine.rollback import Rollback
+from timellama_dist.modeling.timellama import with_path_share
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -160,7 +161,8 @@ class TrainLoop:
         batches: this rank's micro-batches from `progress.step` on.
         total_steps: optimizer steps of the whole run.
         validate_every: steps between validations.
-        validate: returns the validation's "mse" and "mae"; every rank calls.
+        validate: returns the validation's "mse" and "mae" by share of the LLM path, 1 first; every
+            rank calls.
         log: takes a record (a plain dict) per logged step and validation.
         save: writes a checkpoint of the given progress and best weights; every rank calls.
         asked_to_stop: says whether the user wants the run to end; asked of the first rank at every
@@ -168,8 +170,9 @@ class TrainLoop:
         node_leaves: says whether a node of the run will be taken away soon, the same on every rank;
             all call it together, now and then.
         dataset_of: number of the data set that a step draws from, the same on every rank.
-        validate_first: judge the untrained weights too: what trained is kept only if the product of
-            its two errors is no higher than theirs.
+        beside_map: the LLM path stands beside a linear map. The map alone is judged too, before the
+            first step, and the product of both errors decides: what trained is kept only if it is
+            lower, and that share of the path with which it is lowest.
         average: of the weights, as far as the run has come.
         after_first_step: called once between two steps, when shards lie as they do in training.
     """
@@ -182,13 +185,13 @@ class TrainLoop:
         *,
         total_steps: int,
         validate_every: int,
-        validate: Callable[[], dict[str, Any]],
+        validate: Callable[[], dict[float, dict[str, Any]]],
         log: Callable[[dict[str, Any]], None],
         save: Callable[[Progress, Weights | None, dict[str, Any]], None],
         asked_to_stop: Callable[[], bool],
         node_leaves: Callable[[], bool] = lambda: False,
         dataset_of: Callable[[int], int] = lambda step: 0,
-        validate_first: bool = False,
+        beside_map: bool = False,
         average: Average | None = None,
         after_first_step: Callable[[], None] = lambda: None,
     ) -> None:
@@ -203,7 +206,7 @@ class TrainLoop:
         self.asked_to_stop = asked_to_stop
         self.node_leaves = node_leaves
         self.dataset_of = dataset_of
-        self.validate_first = validate_first
+        self.beside_map = beside_map
         self.average = average or Average(engine, config.train.average_steps)
         self.after_first_step = after_first_step
         self.sums = StepSums(started=time.perf_counter())
@@ -224,7 +227,7 @@ class TrainLoop:
         self.engine.train()
         self.rollback.keep(progress)
         first = progress.step
-        if self.validate_first and not progress.best_metrics:
+        if self.beside_map and not progress.best_metrics:
             best = self._validate(progress, best)
         while not progress.finished:
             rate = self._set_learning_rate(progress)
@@ -256,6 +259,12 @@ class TrainLoop:
             if stop:
                 break
         return best
+
+    def _judged(self, metrics: dict[str, Any]) -> float:
+        """What the best validation has the least of."""
+        if self.beside_map:
+            return float(metrics["mse"] * metrics["mae"])
+        return float(metrics["mae" if self.config.train.loss == "mae" else "mse"])
 
     def _next_validation(self, step: int) -> int:
         return math.ceil(step / self.validate_every) * self.validate_every
@@ -322,19 +331,19 @@ class TrainLoop:
 
     def _validate(self, progress: Progress, best: Weights | None) -> Weights | None:
         with self.average.in_engine():
-            metrics = self.validate()
-        judged = "mae" if self.config.train.loss == "mae" else "mse"
-        if best is None and not math.isfinite(metrics[judged]):
+            found = self.validate()
+        share = min(found, key=lambda one: self._judged(found[one]))
+        metrics = found[share]
+        if self.beside_map:
+            metrics["path_share"] = share
+        judged = self._judged(metrics)
+        if best is None and not math.isfinite(judged):
             raise FloatingPointError(
-                f"the validation loss at step {progress.step} is {metrics[judged]}: training "
+                f"the validation loss at step {progress.step} is {judged}: training "
                 f"diverged; lower train.learning_rate={self.config.train.learning_rate:g}"
             )
-        if self.validate_first and not progress.best_metrics:
-            progress.untrained = {key: metrics[key] for key in ("mse", "mae")}
-        begun = progress.untrained
-        gains = math.prod(metrics[key] for key in begun) <= math.prod(begun.values())
-        if gains and metrics[judged] < progress.best_metrics.get(judged, math.inf):
-            best = self.average.weights()
+        if not progress.best_metrics or judged < self._judged(progress.best_metrics):
+            best = with_path_share(self.average.weights(), share)
             progress.best_metrics, progress.best_step = metrics, progress.step
             progress.stale_validations = 0
         else:

@@ -41,7 +41,12 @@ from timellama_dist.engine.setup import (
 )
 from timellama_dist.modeling.backbone import frozen_bytes, resolve_backbone
 from timellama_dist.modeling.exported import ModelCard, save_model
-from timellama_dist.modeling.timellama import TimeLlama, build_model, parameter_counts
+from timellama_dist.modeling.timellama import (
+    TimeLlama,
+    build_model,
+    parameter_counts,
+    path_shares,
+)
 from timellama_dist.storage import open_place
 
 _logger = logging.getLogger(__name__)
@@ -172,14 +177,14 @@ class _Worker:
                 batches,
                 total_steps=total_steps,
                 validate_every=validate_every,
-                validate=lambda: self.data.evaluate(engine, "validation"),
+                validate=lambda: self.data.evaluate(engine, "validation", path_shares(self.config)),
                 log=self.tell,
                 save=lambda *position: self._save(saver, engine, average, *position),
                 asked_to_stop=self.asked_to_stop,
                 node_leaves=_node_leaves,
                 dataset_of=self.data.dataset_of,
                 after_first_step=measure,
-                validate_first=self.config.model.shortcut != "none",
+                beside_map=self.config.model.shortcut != "none",
                 average=average,
             )
             best = loop.run(progress, best)
@@ -266,7 +271,7 @@ class _Worker:
 
         self.tell({"kind": "phase", "text": f"testing the weights of step {progress.best_step}"})
         set_weights(engine, best)
-        test = self.data.evaluate(engine, "test")
+        test = self.data.evaluate(engine, "test")[1.0]
         examples = self.data.examples(engine)
         quantiles = self.data.error_quantiles(engine)
         windows = progress.step * self.config.train.batch_size
@@ -291,6 +296,7 @@ class _Worker:
                 "windows_per_s": windows / progress.seconds if progress.seconds else None,
                 "seconds": progress.seconds,
                 "best_step": progress.best_step,
+                "path_share": progress.best_metrics.get("path_share", 1.0),
                 "skipped_steps": progress.skipped_steps,
                 "rollbacks": progress.rollbacks,
             },

@@ -264,6 +264,25 @@ def _shortcuts(
     ]
 
 
+def path_shares(config: RunConfig) -> tuple[float, ...]:
+    """Shares of the LLM path that a run beside a linear map chooses from; else only the whole.
+
+    What the path has learnt may be right in kind and too large: a part of it forecasts better then.
+    Not of a map that trains with it, and not where `affine` keeps the path from being linear in the
+    head.
+    """
+    divisible = config.model.shortcut == "frozen" and not config.model.affine
+    return (1.0, 0.75, 0.5, 0.25) if divisible else (1.0,)
+
+
+def with_path_share(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Trained weights with which the LLM path forecasts that share of what it did."""
+    return {
+        name: weight * share if name.startswith("head.") else weight
+        for name, weight in weights.items()
+    }
+
+
 def dlora_config(section: DLoraSection) -> DLoraConfig:
     """The adapter's configuration in PEFT's form.
 

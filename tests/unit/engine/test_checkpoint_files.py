@@ -41,7 +41,7 @@ def flip(path: Path, position: int) -> None:
 def test_state_json_tells_size_and_hash_of_every_other_file(make: Make) -> None:
     folder = make("1", 40)
     state = json.loads((folder / "state.json").read_text())
-    assert (state["schema_version"], state["step"]) == (2, 40)
+    assert (state["schema_version"], state["step"]) == (3, 40)
     weights = b"weights" * 1000
     assert state["files"] == {
         "model/config.json": {"bytes": 1, "sha256": hashlib.sha256(b"1").hexdigest()},
@@ -62,10 +62,10 @@ def test_state_json_tells_size_and_hash_of_every_other_file(make: Make) -> None:
         (lambda f: (f / "state.json").unlink(), "state.json is missing: half written, or half"),
         (lambda f: os.truncate(f / "state.json", 30), "state.json cannot be read: "),
         (lambda f: (f / "state.json").write_bytes(b"\xff"), "state.json cannot be read: "),
-        (lambda f: (f / "state.json").write_text("[1]"), "schema_version must be 2, got None"),
+        (lambda f: (f / "state.json").write_text("[1]"), "schema_version must be 3, got None"),
         (
             lambda f: (f / "state.json").write_text('{"schema_version": 1}'),
-            "state.json: schema_version must be 2, got 1",
+            "state.json: schema_version must be 3, got 1",
         ),
         (
             # A step of another value is no broken JSON.

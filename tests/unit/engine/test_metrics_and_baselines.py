@@ -112,7 +112,7 @@ def test_evaluation_and_examples_take_windows_with_gaps() -> None:
     past[:, 1:3] = np.nan
     weight = np.array([1.0, 1.0, 1.0, 0.0])
     batch = {"past": past, "future": future, "weight": weight}
-    found = evaluate(MeanForecaster(), [batch], horizon=2, num_channels=2)[0].summary()
+    found = evaluate(MeanForecaster(), [batch], horizon=2, num_channels=2)[0][1.0].summary()
     error = (np.nanmean(past, axis=1, keepdims=True) - future)[:3]
     assert found["mse"] == pytest.approx(np.nanmean(error**2))
     examples = forecast_windows(MeanForecaster(), [batch])

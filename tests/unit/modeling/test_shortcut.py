@@ -10,8 +10,14 @@ import torch
 
 from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection, RunConfig
 from timellama_dist.engine.baselines import fill_missing
+from timellama_dist.engine.evaluate import evaluate
 from timellama_dist.modeling.shortcut import LinearShortcut, fill_forward
-from timellama_dist.modeling.timellama import TimeLlama, build_model
+from timellama_dist.modeling.timellama import (
+    TimeLlama,
+    build_model,
+    path_shares,
+    with_path_share,
+)
 
 CONTEXT, HORIZON = 12, 4
 
@@ -73,6 +79,43 @@ def test_missing_values_are_filled_as_the_linear_baseline_fills_them() -> None:
     past[rng.random(past.shape) < 0.4] = np.nan
     past[3, :, 1] = np.nan
     np.testing.assert_array_equal(fill_forward(torch.from_numpy(past)).numpy(), fill_missing(past))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_a_share_of_the_path_is_what_the_model_with_that_share_of_its_head_forecasts(
+    tiny_llama: Path, share: float
+) -> None:
+    trained = model(tiny_llama, [random_map(), random_map()], shortcut="frozen")
+    rng = np.random.default_rng(0)
+    batch = {
+        "past": rng.normal(size=(4, CONTEXT, 3)).astype(np.float32),
+        "future": rng.normal(size=(4, HORIZON, 3)).astype(np.float32),
+        "weight": np.ones(4),
+    }
+    batch["past"][1, 2:4] = np.nan
+    with torch.no_grad():
+        trained.head.weight.normal_()
+        trained.head.bias.normal_()
+
+    def errors(*shares: float) -> dict[float, dict[str, float]]:
+        found, _ = evaluate(
+            trained, [batch], horizon=HORIZON, num_channels=3, dataset=1, shares=shares
+        )
+        return {one: sums.summary() for one, sums in found.items()}
+
+    found = errors(1.0, share)
+    assert found[1.0] == errors(1.0)[1.0] != found[share]
+    # Not those of the 4-bit backbone, which has no names to load them by.
+    own = {name: one.detach() for name, one in trained.named_parameters() if one.requires_grad}
+    trained.load_state_dict(with_path_share(own, share), strict=False)
+    assert errors(1.0)[1.0] == pytest.approx(found[share], rel=1e-5)
+
+
+def test_the_path_is_divided_only_beside_a_map_that_stays() -> None:
+    sections = ({"shortcut": "frozen"}, {"shortcut": "frozen", "affine": True})
+    wholes = ({}, {"shortcut": "trainable"}, sections[1])
+    assert len(path_shares(RunConfig(model=ModelSection(**sections[0])))) == 4
+    assert {path_shares(RunConfig(model=ModelSection(**one))) for one in wholes} == {(1.0,)}
 
 
 def test_without_a_shortcut_there_is_none(tiny_llama: Path) -> None:
