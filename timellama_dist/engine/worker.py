@@ -269,7 +269,11 @@ class _Worker:
         """Test the best weights, and save them with the exported model."""
         import ray.train
 
-        self.tell({"kind": "phase", "text": f"testing the weights of step {progress.best_step}"})
+        share = progress.best_metrics.get("path_share", 1.0)
+        text = f"testing the weights of step {progress.best_step}"
+        if share != 1:
+            text += f", with {share:g} of what they add to the linear map"
+        self.tell({"kind": "phase", "text": text})
         set_weights(engine, best)
         test = self.data.evaluate(engine, "test")[1.0]
         examples = self.data.examples(engine)
@@ -296,7 +300,7 @@ class _Worker:
                 "windows_per_s": windows / progress.seconds if progress.seconds else None,
                 "seconds": progress.seconds,
                 "best_step": progress.best_step,
-                "path_share": progress.best_metrics.get("path_share", 1.0),
+                "path_share": share,
                 "skipped_steps": progress.skipped_steps,
                 "rollbacks": progress.rollbacks,
             },
