@@ -235,7 +235,10 @@ def train(cell: Cell, data: Path, words: Sequence[str]) -> Result:
         history = [one for one in map(json.loads, lines) if one["kind"] == "validation"]
         return {
             "metrics": {key: value for key, value in metrics.items() if key != "by_dataset"},
-            "validations": [{key: one[key] for key in ("step", "mse", "mae")} for one in history],
+            "validations": [
+                {key: one[key] for key in ("step", "mse", "mae", "path_share") if key in one}
+                for one in history
+            ],
             **more,
             "config": relative((run_dir / "config.yaml").read_text(), run_dir, data.resolve()),
         }

@@ -54,6 +54,7 @@ CASES = {
     "an error pays too much for the other's gain": Case(
         [3, 10, 4, 5], 3, 1, {"loss": "mae"}, mae=[3, 1, 2, 2], beside_map=True
     ),
+    "hardly better than the map": Case([3, 2.995, 2.99, 2.989], 3, 1, beside_map=True),
     "half the path is better": Case([3, 2, 4], 2, 1, half=[3, 2.5, 1], beside_map=True),
     "asked to stop": Case([], 9, 9, {"log_every": 2}, stop_at_question=3),
     "asked to stop at a validation": Case([1, 2], 9, 2, {"log_every": 9}, stop_at_question=4),
@@ -97,7 +98,13 @@ def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[st
     config = replace(config, train=replace(config.train, **case.train))
     engine = make_engine(config, {}, world_size)
     progress = Progress(**case.start)
-    seen: dict[str, Any] = {"logged": [], "saved": [], "validated": [], "error": None}
+    seen: dict[str, Any] = {
+        "logged": [],
+        "saved": [],
+        "best_steps": [],
+        "validated": [],
+        "error": None,
+    }
     weights: list[dict[str, torch.Tensor]] = []
     drawn: list[int] = []
     engine.module.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[1]))
@@ -114,6 +121,7 @@ def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[st
 
     def save(position: Progress, best: Any, metrics: dict[str, float]) -> None:
         seen["saved"].append([position.step, position.finished, best is not None])
+        seen["best_steps"].append(position.best_step)
 
     def asked_to_stop() -> bool:
         nonlocal questions
@@ -248,6 +256,12 @@ def test_weights_that_lose_more_in_one_error_than_they_gain_in_the_other_are_not
 ) -> None:
     # The first has the least MAE, for more than three times the MSE of no training.
     assert ranks[0]["an error pays too much for the other's gain"]["best_step"] == 2
+
+
+def test_the_map_alone_is_kept_until_it_is_clearly_beaten(ranks: list[dict[str, Any]]) -> None:
+    # By 0.3 % of the product first, which isn't enough; by 0.7 % then; after that any gain is one.
+    found = ranks[0]["hardly better than the map"]
+    assert found["best_steps"] == [0, 0, 2, 3]
 
 
 def test_that_share_of_the_path_is_kept_with_which_its_errors_are_lowest(

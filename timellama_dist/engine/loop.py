@@ -38,6 +38,8 @@ LOSSES: dict[str, Loss] = {
 
 _LOOK_AT_NODES_EVERY_S = 5.0
 """As often as Ray Train looks; a spot node is announced 30 to 120 s before it goes."""
+_LEAST_GAIN = 0.005
+"""Of the errors' product, against a linear map alone: less may be chance, and it is simpler."""
 
 
 def observed_loss(loss: Loss, forecast_BHC: Tensor, future_BHC: Tensor) -> Tensor:
@@ -172,7 +174,7 @@ class TrainLoop:
         dataset_of: number of the data set that a step draws from, the same on every rank.
         beside_map: the LLM path stands beside a linear map. The map alone is judged too, before the
             first step, and the product of both errors decides: what trained is kept only if it is
-            lower, and that share of the path with which it is lowest.
+            lower by `_LEAST_GAIN`, and that share of the path with which it is lowest.
         average: of the weights, as far as the run has come.
         after_first_step: called once between two steps, when shards lie as they do in training.
     """
@@ -266,6 +268,10 @@ class TrainLoop:
             return float(metrics["mse"] * metrics["mae"])
         return float(metrics["mae" if self.config.train.loss == "mae" else "mse"])
 
+    def _to_beat(self, progress: Progress) -> float:
+        best = self._judged(progress.best_metrics)
+        return best * (1 - _LEAST_GAIN) if self.beside_map and not progress.best_step else best
+
     def _next_validation(self, step: int) -> int:
         return math.ceil(step / self.validate_every) * self.validate_every
 
@@ -332,7 +338,8 @@ class TrainLoop:
     def _validate(self, progress: Progress, best: Weights | None) -> Weights | None:
         with self.average.in_engine():
             found = self.validate()
-        share = min(found, key=lambda one: self._judged(found[one]))
+        # Before the first step there is nothing to divide.
+        share = min(found, key=lambda one: self._judged(found[one])) if progress.step else 1.0
         metrics = found[share]
         if self.beside_map:
             metrics["path_share"] = share
@@ -342,7 +349,7 @@ class TrainLoop:
                 f"the validation loss at step {progress.step} is {judged}: training "
                 f"diverged; lower train.learning_rate={self.config.train.learning_rate:g}"
             )
-        if not progress.best_metrics or judged < self._judged(progress.best_metrics):
+        if not progress.best_metrics or judged < self._to_beat(progress):
             best = with_path_share(self.average.weights(), share)
             progress.best_metrics, progress.best_step = metrics, progress.step
             progress.stale_validations = 0
