@@ -17,7 +17,6 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.history import SeriesReader
 from timellama_dist.data.series import Series
 from timellama_dist.data.windows import split_borders
-from timellama_dist.launch.cluster import quieten_bitsandbytes
 from timellama_dist.modeling.intervals import cutoffs_before, radius, tracked_radius
 
 BATCH = 256
@@ -29,7 +28,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", required=True, help="its prepared data: RUN/data, of one series")
     parser.add_argument("--level", type=float, nargs="+", default=[80, 95])
     arguments = parser.parse_args(argv)
-    quieten_bitsandbytes()
     forecaster = TimeLlamaForecaster.load(arguments.model)
     known = forecaster.known(None)
     reader = SeriesReader(arguments.data)

@@ -3,6 +3,7 @@
 Importing this package starts nothing and imports neither ray nor deepspeed.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["DLoraConfig", "TimeLlama", "TimeLlamaForecaster"]
+
+# On a CPU with AVX512-BF16 its import warns of a kernel for a layout that is never used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "DLoraConfig": "timellama_dist.dlora",

@@ -61,11 +61,6 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def quieten_bitsandbytes() -> None:
-    """On a CPU with AVX512-BF16 it asks for a kernel of a layout that is never used here."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
 def on_this_node() -> dict[str, Any]:
     """Options of an actor that must not be lost with another node than the driver's."""
     import ray

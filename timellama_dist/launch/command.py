@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from timellama_dist.errors import InterruptedRunError, UserError
-from timellama_dist.launch.cluster import quieten_bitsandbytes
 
 # What Ray says at the end of a long traceback, and what to do about it.
 _REMEDIES = {
@@ -26,7 +25,6 @@ _REMEDIES = {
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; tell the user's mistakes in one line, everything else with its traceback."""
-    quieten_bitsandbytes()
     try:
         command()
     except UserError as error:

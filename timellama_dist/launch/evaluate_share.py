@@ -18,7 +18,6 @@ from timellama_dist.engine.forecasters import (
 )
 from timellama_dist.engine.scores import Scores
 from timellama_dist.engine.scoring import Yardstick
-from timellama_dist.launch.cluster import quieten_bitsandbytes
 
 _TELL_S = 1.0
 
@@ -91,7 +90,6 @@ def score_share(
     Yields:
         Windows scored since the last time, now and then; with the last of them all their scores.
     """
-    quieten_bitsandbytes()
     reader = WindowReader(
         subject.path,
         context_len=subject.context_len,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timellama_dist.data.cutoffs import CutoffIndex
-from timellama_dist.launch.cluster import Resources, quieten_bitsandbytes, user_error
+from timellama_dist.launch.cluster import Resources, user_error
 from timellama_dist.storage import open_place
 
 
@@ -84,7 +84,6 @@ class _PartForecaster:
         from timellama_dist.data.history import SeriesReader
         from timellama_dist.forecaster import TimeLlamaForecaster
 
-        quieten_bitsandbytes()
         self.task: PartTask = ray.get(told)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.forecaster = TimeLlamaForecaster.load(

@@ -17,7 +17,6 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from timellama_dist.config.serving import ServeConfig
-from timellama_dist.launch.cluster import quieten_bitsandbytes
 from timellama_dist.launch.serve_api import build_api
 from timellama_dist.launch.serve_batches import Batches
 from timellama_dist.launch.serve_requests import ForecastRequest, RequestError
@@ -44,7 +43,6 @@ class ForecastModel:
         from timellama_dist.forecaster import TimeLlamaForecaster
         from timellama_dist.modeling.exported import fingerprint, local_folder
 
-        quieten_bitsandbytes()
         torch.set_num_threads(max(1, int(config.cpus_per_replica)))
         self.config = config
         with local_folder(config.model) as folder:
