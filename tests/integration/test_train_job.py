@@ -282,6 +282,7 @@ def test_baselines_and_unseen_data_are_scored_by_the_same_protocol(
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_once_with_what_it_knows(
     tiny_llama: Path, waves_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
