@@ -43,14 +43,16 @@ def evaluate(
     """
     found = {share: ErrorSums.zeros(horizon, num_channels) for share in shares}
     routing = RoutingSums(module)
-    maps = getattr(getattr(module, "module", module), "shortcuts", None)
+    parts = [share for share in shares if share != 1]
+    model: Any = getattr(module, "module", module)
 
     def add(batch: Batch, forecast: Tensor) -> None:
         forecasts = {1.0: forecast.float()}
-        if maps and set(shares) != {1.0}:
+        if parts:
             past_BLC = torch.as_tensor(batch["past"], device=forecast.device)
-            mapped_BHC = maps[dataset](past_BLC, torch.zeros_like(past_BLC[:, :1]))
-            for share in set(shares) - {1.0}:
+            # The map gives any centre back, so this is what it forecasts alone.
+            mapped_BHC = model.shortcuts[dataset](past_BLC, torch.zeros_like(past_BLC[:, :1]))
+            for share in parts:
                 forecasts[share] = torch.lerp(mapped_BHC, forecasts[1.0], share)
         for share, sums in found.items():
             sums.add(forecasts[share].cpu().numpy(), batch["future"], batch["weight"])
