@@ -18,11 +18,14 @@ from safetensors.torch import load_file
 from test_engine_equals_plain_loop import largest_relative_difference, policy, run_config
 from torch import Tensor
 
-from timellama_dist.config.schema import DataSection, RunConfig
+from timellama_dist.config.schema import DataSection, ModelSection, RunConfig
 from timellama_dist.data.prepare import write_prepared
+from timellama_dist.data.reader import WindowReader
 from timellama_dist.data.series import Series, Table
+from timellama_dist.engine.baselines import fill_missing
 from timellama_dist.engine.checkpoint import trained_weights
 from timellama_dist.engine.evaluate import evaluate
+from timellama_dist.engine.linear import WindowSums, fit_each
 from timellama_dist.engine.loop import StepSums, learning_rate, seed_dropout, train_step
 
 Batch = dict[str, np.ndarray]
@@ -201,6 +204,34 @@ def test_baselines_see_filled_pasts_and_are_scored_on_observed_targets(
     other = prepared(table, tmp_path / "other")
     # What is tested decides nothing.
     np.testing.assert_array_equal(fit_shortcut(other, section, section.parts[0]), map_LH)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_each_channels_map_is_fitted_to_clipped_windows_of_its_own(
+    table: np.ndarray, tmp_path: Path
+) -> None:
+    from timellama_dist.launch.baselines import fit_shortcut, score_baselines
+
+    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
+    model = ModelSection(clip=1.0, shortcut="frozen", shortcut_per_channel=True)
+    data = prepared(table, tmp_path / "data")
+    found_CLH = fit_shortcut(data, section, section.parts[0], model)
+    windows = {}
+    for split in ("train", "validation", "test"):
+        reader = WindowReader(data, context_len=CONTEXT, horizon=HORIZON, split=split)
+        windows[split] = reader.read(np.arange(len(reader)))
+    sums = [
+        [
+            WindowSums.of(part["past"][..., [c]].clip(-1, 1), part["future"][..., [c]].clip(-1, 1))
+            for c in range(3)
+        ]
+        for part in (windows["train"], windows["validation"])
+    ]
+    np.testing.assert_allclose(found_CLH, fit_each(*sums), atol=1e-8)
+    past, future = fill_missing(windows["test"]["past"]).clip(-1, 1), windows["test"]["future"]
+    errors = np.einsum("blc,clh->bhc", past, found_CLH) - future
+    scored = score_baselines(data, section, section.parts[0], found_CLH, clip=1.0)["linear"]
+    assert scored["mse"] == pytest.approx(np.nanmean(errors**2), rel=1e-5)
 
 
 @pytest.mark.usefixtures("cluster")

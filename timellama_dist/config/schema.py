@@ -249,15 +249,31 @@ class ModelSection:
     """A learned scale and shift per channel in the instance normalisation."""
     centre: Literal["mean", "last"] = "mean"
     """What that subtracts from a window: its mean (the paper), or its last value."""
+    clip: float | None = None
+    """Values of a window further from the training part's mean than so many of its standard
+    deviations are taken as that far; as they are if not given."""
     shortcut: Literal["none", "frozen", "trainable"] = "none"
     """A linear map from context to horizon, fitted before training; the rest starts at zero beside
     it."""
+    shortcut_reverts: bool = False
+    """May the map draw a forecast to the training part's mean, where validation prefers that?"""
+    shortcut_per_channel: bool = False
+    """A map for each channel, half its own and half that of all channels, instead of the latter."""
 
     def __post_init__(self) -> None:
         _require(
             self.alignment_heads >= 1, "model.alignment_heads", "at least 1", self.alignment_heads
         )
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        _require(self.clip is None or self.clip > 0, "model.clip", "above 0", self.clip)
+
+    @property
+    def per_channel(self) -> str | None:
+        """The key that gives each channel parameters of its own, if one does."""
+        if self.affine:
+            return "model.affine"
+        own_maps = self.shortcut != "none" and self.shortcut_per_channel
+        return "model.shortcut_per_channel" if own_maps else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,8 +50,7 @@ def evaluate(
         forecasts = {1.0: forecast.float()}
         if parts:
             past_BLC = torch.as_tensor(batch["past"], device=forecast.device)
-            # The map gives any centre back, so this is what it forecasts alone.
-            mapped_BHC = model.shortcuts[dataset](past_BLC, torch.zeros_like(past_BLC[:, :1]))
+            mapped_BHC = model.mapped(past_BLC, dataset)
             for share in parts:
                 forecasts[share] = torch.lerp(mapped_BHC, forecasts[1.0], share)
         for share, sums in found.items():

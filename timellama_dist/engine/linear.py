@@ -1,15 +1,17 @@
 """The best linear map from context to horizon, in closed form from sums over windows.
 
-One map serves all channels. A ridge sees a window with a centre of its own subtracted, which the
-forecast gets back: the last value, or a mean. Centre, context and strength of the ridge are chosen
-by their error on validation windows, and several such maps are averaged while that lowers it. All
-of that follows from X'X and X'Y of both parts, so the windows are read once. NumPy only.
+A ridge sees a window with a centre of its own subtracted, which the forecast gets back: the last
+value, or a mean. Centre, context and strength of the ridge are chosen by their error on validation
+windows, and several such maps are averaged while that lowers it. All of that follows from X'X and
+X'Y of both parts, so the windows are read once. NumPy only.
 
 Shapes: B batch, L context, H horizon, C channels, K candidates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,36 +67,72 @@ class WindowSums:
         )
 
 
-def fit_linear(train: WindowSums, validation: WindowSums) -> Float64:
+def fit_linear(train: WindowSums, validation: WindowSums, *, reverts: bool = False) -> Float64:
     """The map whose forecast of a window without NaN is `past @ map`, shape (L, H).
 
     Its columns add up to 1: a window that is shifted shifts its forecast. Where one of the parts
     has no complete row, the map repeats the last value.
+
+    Args:
+        train: what it is fitted to.
+        validation: what decides.
+        reverts: let it choose ridges without a centre too. They draw a forecast to 0, which is
+            the training part's mean in z-scores, and the columns may add up to less than 1.
     """
     context_len, horizon = train.moment_LH.shape
     if not train.rows or not validation.rows:
         return np.tile(np.eye(context_len)[:, -1:], horizon)
-    candidates_KLH = np.stack(list(_candidates(train, validation)))
+    candidates_KLH = np.stack(list(_candidates(train, validation, reverts)))
     return _averaged(candidates_KLH, validation)
 
 
-def _candidates(train: WindowSums, validation: WindowSums) -> Iterator[Float64]:
+def fit_each(
+    train: Sequence[WindowSums], validation: Sequence[WindowSums], *, reverts: bool = False
+) -> Float64:
+    """A map for each channel: the mean of the one for all channels and its own.
+
+    What a channel's own windows say of it is little, and what all channels have in common is not
+    all; half of each forecasts better than either.
+
+    Args:
+        train: the sums of each channel.
+        validation: likewise.
+        reverts: as in `fit_linear`.
+
+    Returns:
+        The maps, shape (C, L, H).
+    """
+    shared_LH = fit_linear(reduce(add, train), reduce(add, validation), reverts=reverts)
+    return np.stack(
+        [
+            (shared_LH + fit_linear(*own, reverts=reverts)) / 2
+            # Nothing is known of a channel whose windows all miss a target.
+            if all(part.rows for part in own)
+            else shared_LH
+            for own in zip(train, validation, strict=True)
+        ]
+    )
+
+
+def _candidates(train: WindowSums, validation: WindowSums, reverts: bool) -> Iterator[Float64]:
     """The best map of each context and centre."""
     context_len = len(train.gram_LL)
     for share in CONTEXT_SHARES:
         seen = max(1, round(share * context_len))
-        for centre_L in _centres(context_len, seen):
+        for centre_L in _centres(context_len, seen, reverts):
             maps = list(_ridges(train, seen, centre_L))
             yield min(maps, key=lambda map_LH: _error(map_LH, validation))
 
 
-def _centres(context_len: int, seen: int) -> Iterator[Float64]:
-    """Weights of the values that make up a window's centre: the last one, or a mean."""
+def _centres(context_len: int, seen: int, reverts: bool) -> Iterator[Float64]:
+    """Weights of the values that make up a window's centre: the last one, a mean, or none."""
     yield np.eye(context_len)[-1]
     mean_L = np.zeros(context_len)
     mean_L[-seen:] = 1 / seen
     if seen > 1:
         yield mean_L
+    if reverts:
+        yield np.zeros(context_len)
 
 
 def _ridges(sums: WindowSums, seen: int, centre_L: Float64) -> Iterator[Float64]:
@@ -141,8 +179,8 @@ def _averaged(candidates_KLH: Float64, sums: WindowSums) -> Float64:
 
 
 def linear_forecast(past_BLC: FloatArray, map_LH: FloatArray) -> FloatArray:
-    """Forecast a past without NaN; shape (B, H, C)."""
-    return np.einsum("blc,lh->bhc", past_BLC, map_LH, optimize=True)
+    """Forecast a past without NaN by a map (L, H), or by each channel's (C, L, H); (B, H, C)."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(past_BLC, 2, 0)) @ map_LH, 0, 2)
 
 
 def _rows(values_BTC: FloatArray) -> Float64:

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from operator import add
 from typing import Any
 
 import numpy as np
 
-from timellama_dist.config.schema import DataSection, MixturePart
+from timellama_dist.config.schema import DataSection, MixturePart, ModelSection
 from timellama_dist.data.manifest import Manifest
 from timellama_dist.data.reader import WindowReader
 from timellama_dist.data.stream import window_dataset
 from timellama_dist.engine.baselines import fill_missing, seasonal_naive
-from timellama_dist.engine.linear import Float64, WindowSums, fit_linear, linear_forecast
+from timellama_dist.engine.linear import (
+    Float64,
+    WindowSums,
+    fit_each,
+    fit_linear,
+    linear_forecast,
+)
 from timellama_dist.errors import DataError
 from timellama_dist.storage import Location
 
@@ -23,8 +28,10 @@ _BATCH = 1024
 _MOST_FITTED = 1 << 18
 
 
-def fit_shortcut(data: Location, section: DataSection, part: MixturePart) -> Float64:
-    """The linear map of a data set, shape (L, H), fitted on its training windows.
+def fit_shortcut(
+    data: Location, section: DataSection, part: MixturePart, model: ModelSection | None = None
+) -> Float64:
+    """The linear map of a data set, fitted on its training windows.
 
     At most 262,144 of them, evenly spread over the training part; what is chosen is chosen on as
     many windows of the validation part (see `engine.linear`).
@@ -33,22 +40,44 @@ def fit_shortcut(data: Location, section: DataSection, part: MixturePart) -> Flo
         data: the prepared data.
         section: the run's data section.
         part: what the run says of this data set.
+        model: how windows are clipped, and what kind of map it is; the plain one if not given.
+
+    Returns:
+        The map, shape (L, H), or that of each channel, shape (C, L, H).
 
     Raises:
         DataError: every target of the validation part is missing.
     """
+    model = model or ModelSection()
     train, validation = (
-        # Added up as they come: each is L x L.
-        reduce(add, (WindowSums(**row) for row in _rows(data, section, part, split, _sums)))
-        for split in ("train", "validation")
+        _channel_sums(data, section, part, split, model) for split in ("train", "validation")
     )
-    if not validation.observed:
+    if not sum(one.observed for one in validation):
         raise _nothing_observed("validation")
-    return fit_linear(train, validation)
+    if model.shortcut_per_channel:
+        return fit_each(train, validation, reverts=model.shortcut_reverts)
+    return fit_linear(*train, *validation, reverts=model.shortcut_reverts)
+
+
+def _channel_sums(
+    data: Location, section: DataSection, part: MixturePart, split: str, model: ModelSection
+) -> list[WindowSums]:
+    """The sums of each channel, or those of all as one."""
+    found: dict[int, WindowSums] = {}
+    how = {"clip": model.clip, "per_channel": model.shortcut_per_channel}
+    # Added up as they come: each is L x L.
+    for row in _rows(data, section, part, split, _sums, **how):
+        number, sums = row.pop("channel"), WindowSums(**row)
+        found[number] = found[number] + sums if number in found else sums
+    return [found[number] for number in sorted(found)]
 
 
 def score_baselines(
-    data: Location, section: DataSection, part: MixturePart, map_LH: Float64
+    data: Location,
+    section: DataSection,
+    part: MixturePart,
+    map_LH: Float64,
+    clip: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Test MSE and MAE of seasonal-naive and of a linear map.
 
@@ -59,6 +88,7 @@ def score_baselines(
         section: the run's data section.
         part: what the run says of this data set.
         map_LH: as `fit_shortcut` gives it.
+        clip: as far as the map sees values of a window.
 
     Returns:
         "seasonal_naive" and "linear", each with "mse" and "mae" on z-scored values.
@@ -67,7 +97,8 @@ def score_baselines(
         DataError: every target of the test part is missing.
     """
     season_len = Manifest.load(data).season_len
-    scores = _rows(data, section, part, "test", _score, map_LH=map_LH, season_len=season_len)
+    how = {"map_LH": map_LH, "clip": clip, "season_len": season_len}
+    scores = _rows(data, section, part, "test", _score, **how)
     (naive_mse, naive_mae), (linear_mse, linear_mae) = _mean_errors("test", scores)
     return {
         "seasonal_naive": {"mse": float(naive_mse), "mae": float(naive_mae)},
@@ -116,18 +147,28 @@ def _nothing_observed(split: str) -> DataError:
     return DataError(f"every target of the {split} part is missing: there is nothing to score")
 
 
-def _sums(batch: Batch) -> Batch:
-    sums = WindowSums.of(batch["past"], batch["future"])
-    return {name: np.asarray(value)[None] for name, value in vars(sums).items()}
+def _sums(batch: Batch, clip: float | None, per_channel: bool) -> Batch:
+    """The sums over a batch, a row for each channel or one for all."""
+    # A target that is far out would weigh by its square.
+    past, future = _clipped(batch["past"], clip), _clipped(batch["future"], clip)
+    num_channels = past.shape[2]
+    parts = np.split(np.arange(num_channels), num_channels if per_channel else 1)
+    each = [vars(WindowSums.of(past[..., part], future[..., part])) for part in parts]
+    rows = {name: np.stack([np.asarray(sums[name]) for sums in each]) for name in each[0]}
+    return {"channel": np.arange(len(each)), **rows}
 
 
-def _score(batch: Batch, map_LH: np.ndarray, season_len: int) -> Batch:
+def _clipped(values: np.ndarray, clip: float | None) -> np.ndarray:
+    return values if clip is None else values.clip(-clip, clip)
+
+
+def _score(batch: Batch, map_LH: np.ndarray, clip: float | None, season_len: int) -> Batch:
     """Sums of squared and absolute errors of both baselines, and the number of observed targets."""
     past, future = fill_missing(batch["past"].astype(np.float64)), batch["future"]
     missing = np.isnan(future)
     forecasts: Mapping[str, np.ndarray] = {
         "seasonal_naive": seasonal_naive(past, horizon=future.shape[1], season_len=season_len),
-        "linear": linear_forecast(past, map_LH),
+        "linear": linear_forecast(_clipped(past, clip), map_LH),
     }
     sums = []
     for forecast in forecasts.values():

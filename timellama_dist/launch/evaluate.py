@@ -118,10 +118,10 @@ def _check_fit(config: EvaluateConfig, known: "ExportedModel | None", one: "Plan
         if value > most:
             raise ConfigError(f"{key} must be at most {most}, the model's, got {value}")
     trained = known.card.datasets[number].channels
-    if known.affine and one.num_channels != len(trained):
+    if known.per_channel and one.num_channels != len(trained):
         raise ConfigError(
-            f"the model has parameters per channel (model.affine) for {len(trained)} channels, "
-            f"{one.part.name} has {one.num_channels}"
+            f"the model has parameters per channel ({known.per_channel}) for {len(trained)} "
+            f"channels, {one.part.name} has {one.num_channels}"
         )
     return number
 

@@ -23,8 +23,8 @@ class ExportedModel:
     card: ModelCard
     data: DataSection
     """What it was trained on."""
-    affine: bool
-    """It has parameters for each of its channels."""
+    per_channel: str | None
+    """The key that gave it parameters for each of its channels, if one did."""
     fingerprint: str
     """Tells it from any other model."""
 
@@ -48,7 +48,7 @@ class ExportedModel:
         config = RunConfig.from_dict(card.config)
         # Before a worker would look for it.
         resolve_backbone(config.backbone.name, config.backbone.revision)
-        return cls(card, config.data, config.model.affine, found)
+        return cls(card, config.data, config.model.per_channel, found)
 
     def data_defaults(self, said: EvaluateConfig) -> dict[str, Any]:
         """The section `data`, where the user says no more.

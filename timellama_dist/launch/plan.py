@@ -40,6 +40,7 @@ from timellama_dist.storage import Location, Place, open_place
 
 # What a table becomes in memory is several times as much.
 _MOST_TABLE_BYTES = 256 << 20
+_MOST_SUMMED = 1 << 30
 _PREPARED = {*(key.name for key in fields(TableOptions)), "split", "split_by"}
 
 
@@ -266,12 +267,28 @@ def _check_together(config: RunConfig, sets: Sequence[PlannedSet]) -> None:
         if name in keys:
             raise ConfigError(f"{key}.name must not be that of {keys[name]}, got {name!r} twice")
         keys[name] = key
-    if config.model.affine and len({one.num_channels for one in sets}) > 1:
+    per_channel = config.model.per_channel
+    if per_channel and len({one.num_channels for one in sets}) > 1:
         counts = ", ".join(f"{one.part.name} has {one.num_channels}" for one in sets)
         raise ConfigError(
-            f"model.affine learns parameters per channel, so all data sets must have equally many "
-            f"channels; {counts}"
+            f"{per_channel} gives each channel parameters of its own, so all data sets must have "
+            f"equally many channels; {counts}"
         )
+    if config.model.shortcut_per_channel:
+        _check_sums(config, sets)
+
+
+def _check_sums(config: RunConfig, sets: Sequence[PlannedSet]) -> None:
+    """Refuse maps for more channels than a node's memory holds the sums of."""
+    for one in sets:
+        context_len, horizon = config.data.lengths(one.part)
+        size = 8 * one.num_channels * context_len * (context_len + horizon)
+        if size > _MOST_SUMMED:
+            raise ConfigError(
+                f"model.shortcut_per_channel sums {size / 2**30:.1f} GiB over the windows of "
+                f"{one.part.name} ({one.num_channels} channels, context {context_len}, horizon "
+                f"{horizon}); at most {_MOST_SUMMED / 2**30:.0f} GiB are fitted on one node"
+            )
 
 
 def _with_asset(data: MixturePart) -> tuple[MixturePart, Place]:

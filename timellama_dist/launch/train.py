@@ -238,8 +238,11 @@ def fit_shortcuts(plan: "RunPlan", sets: Sequence["PreparedSet"]) -> list["Float
     """The linear map of each data set."""
     from timellama_dist.launch.baselines import fit_shortcut
 
-    data = plan.config.data
-    return [fit_shortcut(one.path, data, part) for one, part in zip(sets, data.parts, strict=True)]
+    data, model = plan.config.data, plan.config.model
+    return [
+        fit_shortcut(one.path, data, part, model)
+        for one, part in zip(sets, data.parts, strict=True)
+    ]
 
 
 def _baselines(
@@ -248,9 +251,9 @@ def _baselines(
     """By data set."""
     from timellama_dist.launch.baselines import score_baselines
 
-    data = plan.config.data
+    data, clip = plan.config.data, plan.config.model.clip
     return {
-        one.name: score_baselines(one.path, data, part, map_LH)
+        one.name: score_baselines(one.path, data, part, map_LH, clip)
         for one, part, map_LH in zip(sets, data.parts, maps, strict=True)
     }
 

@@ -183,7 +183,9 @@ def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
         ),
     )
     searched, maps = space.search.distributions, None
-    if base.model.shortcut != "none" and not {"data.context_len", "model.shortcut"} & set(searched):
+    fitted = {"data.context_len", "model.clip"}
+    fitted |= {key for key in searched if key.startswith("model.shortcut")}
+    if base.model.shortcut != "none" and not fitted & set(searched):
         maps = fit_shortcuts(plan, sets)
     return TrialSpec(
         base=base.to_dict(),

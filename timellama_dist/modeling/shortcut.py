@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 
 class LinearShortcut(nn.Module):
-    """What a linear map, one for all channels, forecasts beyond a window's centre.
+    """What a linear map forecasts beyond a window's centre.
 
     Args:
-        map_LH: the map, shape (L, H); of windows and forecasts that are shorter than the model's,
-            its last rows and first columns.
+        map_LH: the map, shape (L, H), or each channel's, shape (C, L, H); of windows and forecasts
+            that are shorter than the model's, its last rows and first columns.
         shape: the model's (L, H).
         trainable: let it train; else it stays, in float32 whatever the rest is in.
     """
 
     def __init__(self, map_LH: Tensor, shape: tuple[int, int], *, trainable: bool = False) -> None:
         super().__init__()
-        whole_LH = torch.zeros(shape)
-        whole_LH[shape[0] - map_LH.shape[0] :, : map_LH.shape[1]] = map_LH
+        context_len, horizon = map_LH.shape[-2:]
+        whole_LH = torch.zeros(*map_LH.shape[:-2], *shape)
+        whole_LH[..., shape[0] - context_len :, :horizon] = map_LH
         if trainable:
             self.map_LH = nn.Parameter(whole_LH)
         else:
@@ -34,15 +35,16 @@ class LinearShortcut(nn.Module):
     def forward(self, past_BLC: Tensor, centre_B1C: Tensor) -> Tensor:
         """Forecast windows less their centres, shape (B, H, C).
 
-        The map's columns add up to 1, so that the centre itself would come back as it is.
-
         Args:
             past_BLC: the windows; a missing value (NaN) is filled with the last one before it.
             centre_B1C: their centres, any.
         """
-        centred_BCL = (fill_forward(past_BLC) - centre_B1C).transpose(1, 2)
-        beyond_BCH = centred_BCL.to(self.map_LH.dtype) @ self.map_LH
-        return beyond_BCH.to(past_BLC.dtype).transpose(1, 2)
+        dtype = self.map_LH.dtype
+        centred_CBL = (fill_forward(past_BLC) - centre_B1C).permute(2, 0, 1).to(dtype)
+        # Columns that add up to 1 give the centre itself back as it is.
+        lost_1H = self.map_LH.sum(dim=-2, keepdim=True) - 1
+        beyond_CBH = centred_CBL @ self.map_LH + centre_B1C.permute(2, 0, 1).to(dtype) * lost_1H
+        return beyond_CBH.to(past_BLC.dtype).permute(1, 2, 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device, but keep a frozen map's precision.

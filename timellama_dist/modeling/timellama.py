@@ -44,6 +44,7 @@ class TimeLlama(nn.Module):
         dropout: on the tokens before the backbone and on its output.
         affine: learned scale and shift per channel in the instance normalisation.
         centre: what that subtracts: "mean" of the window, or "last" value.
+        clip: take values of a window beyond this, either way, as this far.
         shortcuts: of each data set, the linear map that the LLM path adds to; that path starts at
             zero then.
     """
@@ -62,12 +63,14 @@ class TimeLlama(nn.Module):
         dropout: float = 0.0,
         affine: bool = False,
         centre: str = "mean",
+        clip: float | None = None,
         shortcuts: Sequence[LinearShortcut] = (),
     ) -> None:
         super().__init__()
         hidden_size = prompts[0].shape[1]
         self.attention = attention
         self.prefix = prefix
+        self.clip = clip
         self.norm = InstanceNorm(num_channels, affine=affine, centre=centre)
         self.tokenize = nn.Linear(context_len, hidden_size)
         self.align = (
@@ -96,6 +99,7 @@ class TimeLlama(nn.Module):
         Returns:
             The forecast in the same unit, shape (B, H, C), float32.
         """
+        past_BLC = self._clipped(past_BLC)
         normed_BLC, statistics, affine = self.norm(past_BLC)
         # The weights' dtype may be bf16; the statistics stay in the input's.
         normed_BCL = normed_BLC.transpose(1, 2).to(self.tokenize.weight.dtype)
@@ -108,6 +112,13 @@ class TimeLlama(nn.Module):
         forecast_BHC = self.norm.inverse(normed_BHC, statistics, affine)
         if self.shortcuts:
             forecast_BHC = forecast_BHC + self.shortcuts[dataset](past_BLC, statistics.centre)
+        return forecast_BHC
+
+    def mapped(self, past_BLC: Tensor, dataset: int = 0) -> Tensor:
+        """What the linear map of a data set forecasts alone, shape (B, H, C)."""
+        forecast_BHC: Tensor = self.shortcuts[dataset](
+            self._clipped(past_BLC), torch.zeros_like(past_BLC[:, :1])
+        )
         return forecast_BHC
 
     def balance_loss(self) -> Tensor:
@@ -142,6 +153,9 @@ class TimeLlama(nn.Module):
         """The adapter's tuner, if there is one."""
         tuner = self.backbone.base_model if isinstance(self.backbone, PeftModel) else None
         return tuner if isinstance(tuner, DLoraModel) else None
+
+    def _clipped(self, past_BLC: Tensor) -> Tensor:
+        return past_BLC if self.clip is None else past_BLC.clamp(-self.clip, self.clip)
 
     def _align(self, align: PromptAlignment, token_BCD: Tensor, dataset: int) -> Tensor:
         if self.folded:
@@ -180,7 +194,7 @@ def build_model(
     Args:
         config: the run.
         backbone: folder of a LLaMA-architecture model (`resolve_backbone`).
-        num_channels: C of the data; it matters to `model.affine` only.
+        num_channels: C of the data; it matters to what is learnt per channel only.
         prompts: the whole prompt of each data set (`task_prompt`).
         shortcuts: the linear map of each data set (`engine.linear`), if `model.shortcut`; zeros
             if not given, for weights that are read later.
@@ -210,7 +224,8 @@ def build_model(
         dropout=config.model.dropout,
         affine=config.model.affine,
         centre=config.model.centre,
-        shortcuts=_shortcuts(config, len(prompts), shortcuts),
+        clip=config.model.clip,
+        shortcuts=_shortcuts(config, len(prompts), num_channels, shortcuts),
     )
     return model.to(device)
 
@@ -252,15 +267,16 @@ def _stand_in(config: RunConfig, *, hidden_size: int) -> nn.Module:
 
 
 def _shortcuts(
-    config: RunConfig, num_datasets: int, maps: Sequence[Tensor] | None
+    config: RunConfig, num_datasets: int, num_channels: int, maps: Sequence[Tensor] | None
 ) -> list[LinearShortcut]:
     if config.model.shortcut == "none":
         return []
     shape = (config.data.context_len, config.data.horizon)
     trainable = config.model.shortcut == "trainable"
+    each = [num_channels] if config.model.shortcut_per_channel else []
     return [
         LinearShortcut(map_LH, shape, trainable=trainable)
-        for map_LH in maps or [torch.zeros(shape)] * num_datasets
+        for map_LH in maps or [torch.zeros(*each, *shape)] * num_datasets
     ]
 
 

@@ -312,6 +312,12 @@ def test_one_set_is_prepared_in_the_run_s_data_folder(
             ConfigError,
             r"^model\.affine .* equally many channels; table has 2, other has 3$",
         ),
+        (
+            {},
+            {"model.shortcut": "frozen", "model.shortcut_per_channel": True},
+            ConfigError,
+            r"^model\.shortcut_per_channel .* equally many channels; table has 2, other has 3$",
+        ),
     ],
 )
 def test_a_part_that_cannot_be_is_refused_by_its_place(

@@ -38,7 +38,7 @@ def random_map(context: int = CONTEXT, horizon: int = HORIZON) -> torch.Tensor:
     return raw / raw.sum(dim=0)
 
 
-@pytest.mark.parametrize("section", [{}, {"affine": True}, {"centre": "last"}])
+@pytest.mark.parametrize("section", [{}, {"affine": True}, {"centre": "last"}, {"clip": 4.0}])
 def test_a_run_begins_with_the_map_of_each_data_set(
     tiny_llama: Path, section: dict[str, Any]
 ) -> None:
@@ -46,11 +46,24 @@ def test_a_run_begins_with_the_map_of_each_data_set(
     started = model(tiny_llama, maps, shortcut="frozen", **section)
     past = 5 + 3 * torch.randn(2, CONTEXT, 3, generator=torch.Generator().manual_seed(0))
     past[0, 3:5, 1] = past[1, -1, 0] = torch.nan
-    filled = torch.from_numpy(fill_missing(past.numpy()))
+    most = section.get("clip", np.inf)
+    filled = torch.from_numpy(fill_missing(past.numpy())).clamp(-most, most)
     for number, (steps, map_LH) in enumerate(zip((12, 8), maps, strict=True)):
         expected = torch.einsum("blc,lh->bhc", filled[:, -steps:], map_LH)
         found = started(past, number)[:, : map_LH.shape[1]]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_each_channel_may_have_a_map_of_its_own_that_draws_it_to_zero(tiny_llama: Path) -> None:
+    maps = [torch.stack([part * random_map() for part in (1.0, 0.5, 0.0)])] * 2
+    started = model(tiny_llama, maps, shortcut="frozen", shortcut_per_channel=True)
+    past = 5 + 3 * torch.randn(2, CONTEXT, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.einsum("blc,clh->bhc", past, maps[0])
+    torch.testing.assert_close(started(past), expected, atol=1e-5, rtol=1e-5)
+    emptied = model(tiny_llama, None, shortcut="frozen", shortcut_per_channel=True)
+    # As it is before weights are read into it.
+    emptied.load_state_dict({"shortcuts.1.map_LH": maps[1]}, strict=False)
+    torch.testing.assert_close(emptied(past, 1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_first_step_moves_the_head_and_a_trainable_map(tiny_llama: Path) -> None:
@@ -85,7 +98,7 @@ def test_missing_values_are_filled_as_the_linear_baseline_fills_them() -> None:
 def test_a_share_of_the_path_is_what_the_model_with_that_share_of_its_head_forecasts(
     tiny_llama: Path, share: float
 ) -> None:
-    trained = model(tiny_llama, [random_map(), random_map()], shortcut="frozen")
+    trained = model(tiny_llama, [random_map(), random_map()], shortcut="frozen", clip=1.0)
     rng = np.random.default_rng(0)
     batch = {
         "past": rng.normal(size=(4, CONTEXT, 3)).astype(np.float32),
