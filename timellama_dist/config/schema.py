@@ -255,8 +255,6 @@ class ModelSection:
     shortcut: Literal["none", "frozen", "trainable"] = "none"
     """A linear map from context to horizon, fitted before training; the rest starts at zero beside
     it."""
-    shortcut_reverts: bool = False
-    """May the map draw a forecast to the training part's mean, where validation prefers that?"""
     shortcut_per_channel: bool = False
     """A map for each channel, half its own and half that of all channels, instead of the latter."""
 

@@ -67,28 +67,20 @@ class WindowSums:
         )
 
 
-def fit_linear(train: WindowSums, validation: WindowSums, *, reverts: bool = False) -> Float64:
+def fit_linear(train: WindowSums, validation: WindowSums) -> Float64:
     """The map whose forecast of a window without NaN is `past @ map`, shape (L, H).
 
     Its columns add up to 1: a window that is shifted shifts its forecast. Where one of the parts
     has no complete row, the map repeats the last value.
-
-    Args:
-        train: what it is fitted to.
-        validation: what decides.
-        reverts: let it choose ridges without a centre too. They draw a forecast to 0, which is
-            the training part's mean in z-scores, and the columns may add up to less than 1.
     """
     context_len, horizon = train.moment_LH.shape
     if not train.rows or not validation.rows:
         return np.tile(np.eye(context_len)[:, -1:], horizon)
-    candidates_KLH = np.stack(list(_candidates(train, validation, reverts)))
+    candidates_KLH = np.stack(list(_candidates(train, validation)))
     return _averaged(candidates_KLH, validation)
 
 
-def fit_each(
-    train: Sequence[WindowSums], validation: Sequence[WindowSums], *, reverts: bool = False
-) -> Float64:
+def fit_each(train: Sequence[WindowSums], validation: Sequence[WindowSums]) -> Float64:
     """A map for each channel: the mean of the one for all channels and its own.
 
     What a channel's own windows say of it is little, and what all channels have in common is not
@@ -97,15 +89,14 @@ def fit_each(
     Args:
         train: the sums of each channel.
         validation: likewise.
-        reverts: as in `fit_linear`.
 
     Returns:
         The maps, shape (C, L, H).
     """
-    shared_LH = fit_linear(reduce(add, train), reduce(add, validation), reverts=reverts)
+    shared_LH = fit_linear(reduce(add, train), reduce(add, validation))
     return np.stack(
         [
-            (shared_LH + fit_linear(*own, reverts=reverts)) / 2
+            (shared_LH + fit_linear(*own)) / 2
             # Nothing is known of a channel whose windows all miss a target.
             if all(part.rows for part in own)
             else shared_LH
@@ -114,25 +105,23 @@ def fit_each(
     )
 
 
-def _candidates(train: WindowSums, validation: WindowSums, reverts: bool) -> Iterator[Float64]:
+def _candidates(train: WindowSums, validation: WindowSums) -> Iterator[Float64]:
     """The best map of each context and centre."""
     context_len = len(train.gram_LL)
     for share in CONTEXT_SHARES:
         seen = max(1, round(share * context_len))
-        for centre_L in _centres(context_len, seen, reverts):
+        for centre_L in _centres(context_len, seen):
             maps = list(_ridges(train, seen, centre_L))
             yield min(maps, key=lambda map_LH: _error(map_LH, validation))
 
 
-def _centres(context_len: int, seen: int, reverts: bool) -> Iterator[Float64]:
-    """Weights of the values that make up a window's centre: the last one, a mean, or none."""
+def _centres(context_len: int, seen: int) -> Iterator[Float64]:
+    """Weights of the values that make up a window's centre: the last one, or a mean."""
     yield np.eye(context_len)[-1]
     mean_L = np.zeros(context_len)
     mean_L[-seen:] = 1 / seen
     if seen > 1:
         yield mean_L
-    if reverts:
-        yield np.zeros(context_len)
 
 
 def _ridges(sums: WindowSums, seen: int, centre_L: Float64) -> Iterator[Float64]:

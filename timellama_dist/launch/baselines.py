@@ -55,8 +55,8 @@ def fit_shortcut(
     if not sum(one.observed for one in validation):
         raise _nothing_observed("validation")
     if model.shortcut_per_channel:
-        return fit_each(train, validation, reverts=model.shortcut_reverts)
-    return fit_linear(*train, *validation, reverts=model.shortcut_reverts)
+        return fit_each(train, validation)
+    return fit_linear(*train, *validation)
 
 
 def _channel_sums(

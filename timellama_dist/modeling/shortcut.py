@@ -35,15 +35,14 @@ class LinearShortcut(nn.Module):
     def forward(self, past_BLC: Tensor, centre_B1C: Tensor) -> Tensor:
         """Forecast windows less their centres, shape (B, H, C).
 
+        The map's columns add up to 1, so that the centre itself would come back as it is.
+
         Args:
             past_BLC: the windows; a missing value (NaN) is filled with the last one before it.
             centre_B1C: their centres, any.
         """
-        dtype = self.map_LH.dtype
-        centred_CBL = (fill_forward(past_BLC) - centre_B1C).permute(2, 0, 1).to(dtype)
-        # Columns that add up to 1 give the centre itself back as it is.
-        lost_1H = self.map_LH.sum(dim=-2, keepdim=True) - 1
-        beyond_CBH = centred_CBL @ self.map_LH + centre_B1C.permute(2, 0, 1).to(dtype) * lost_1H
+        centred_CBL = (fill_forward(past_BLC) - centre_B1C).permute(2, 0, 1)
+        beyond_CBH = centred_CBL.to(self.map_LH.dtype) @ self.map_LH
         return beyond_CBH.to(past_BLC.dtype).permute(1, 2, 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -116,6 +116,7 @@ class TimeLlama(nn.Module):
 
     def mapped(self, past_BLC: Tensor, dataset: int = 0) -> Tensor:
         """What the linear map of a data set forecasts alone, shape (B, H, C)."""
+        # The map gives any centre back.
         forecast_BHC: Tensor = self.shortcuts[dataset](
             self._clipped(past_BLC), torch.zeros_like(past_BLC[:, :1])
         )

@@ -30,7 +30,7 @@ def card(name: str, **changes: Any) -> DatasetCard:
 
 def exported(data: DataSection, *cards: DatasetCard) -> ExportedModel:
     card = ModelCard(config={}, datasets=list(cards))
-    return ExportedModel(card, data, affine=False, fingerprint="")
+    return ExportedModel(card, data, per_channel=None, fingerprint="")
 
 
 def resolved(known: ExportedModel, *words: str) -> EvaluateConfig:

@@ -334,6 +334,20 @@ def test_a_part_that_cannot_be_is_refused_by_its_place(
         plan_run(mixture(tiny_llama, {"path": str(table)}, second, **changes))
 
 
+def test_maps_of_more_channels_than_a_node_can_sum_are_refused(
+    table: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = {"model.shortcut": "frozen", "model.shortcut_per_channel": True}
+    sizes = {"data.context_len": 12, "data.horizon": 4}
+    asked = config(table, tiny_llama, **each, **sizes)
+    monkeypatch.setattr("timellama_dist.launch.plan._MOST_SUMMED", 8 * 2 * 12 * 16)
+    plan_run(asked)
+    monkeypatch.setattr("timellama_dist.launch.plan._MOST_SUMMED", 8 * 2 * 12 * 16 - 1)
+    expected = r"^model\.shortcut_per_channel .* \(2 channels, context 12, horizon 4\); at most"
+    with pytest.raises(ConfigError, match=expected):
+        plan_run(asked)
+
+
 def test_a_run_is_not_resumed_on_a_table_that_has_grown(
     table: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
