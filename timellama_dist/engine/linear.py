@@ -83,8 +83,7 @@ def fit_linear(train: WindowSums, validation: WindowSums) -> Float64:
 def fit_each(train: Sequence[WindowSums], validation: Sequence[WindowSums]) -> Float64:
     """A map for each channel: the mean of the one for all channels and its own.
 
-    What a channel's own windows say of it is little, and what all channels have in common is not
-    all; half of each forecasts better than either.
+    A channel's own windows are few, and what all channels have in common isn't all of it.
 
     Args:
         train: the sums of each channel.

@@ -107,7 +107,7 @@ def test_an_exported_model_forecasts_as_before(
 ) -> None:
     config = replace(
         config,
-        model=replace(config.model, shortcut=shortcut),
+        model=replace(config.model, shortcut=shortcut, shortcut_per_channel=dlora, clip=1.0),
         backbone=replace(config.backbone, quantization=quantization),
         dlora=replace(config.dlora, enabled=dlora),
     )
