@@ -151,9 +151,9 @@ def _sums(batch: Batch, clip: float | None, per_channel: bool) -> Batch:
     """The sums over a batch, a row for each channel or one for all."""
     # A target that is far out would weigh by its square.
     past, future = _clipped(batch["past"], clip), _clipped(batch["future"], clip)
-    num_channels = past.shape[2]
-    parts = np.split(np.arange(num_channels), num_channels if per_channel else 1)
-    each = [vars(WindowSums.of(past[..., part], future[..., part])) for part in parts]
+    num_rows = past.shape[2] if per_channel else 1
+    parts = zip(*(np.split(values, num_rows, axis=2) for values in (past, future)), strict=True)
+    each = [vars(WindowSums.of(*part)) for part in parts]
     rows = {name: np.stack([np.asarray(sums[name]) for sums in each]) for name in each[0]}
     return {"channel": np.arange(len(each)), **rows}
 

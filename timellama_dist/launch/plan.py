@@ -40,6 +40,7 @@ from timellama_dist.storage import Location, Place, open_place
 
 # What a table becomes in memory is several times as much.
 _MOST_TABLE_BYTES = 256 << 20
+# What all channels' X'X and X'Y of one part may take.
 _MOST_SUMMED = 1 << 30
 _PREPARED = {*(key.name for key in fields(TableOptions)), "split", "split_by"}
 
@@ -163,6 +164,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     policy = load_policy(config.deepspeed)
     sets = plan_sets(config.data)
     _check_together(config, sets)
+    if config.model.shortcut_per_channel:
+        _check_sums(config, sets)
     plan = RunPlan(
         config=replace(config, data=_found(config.data, sets)),
         sets=sets,
@@ -274,8 +277,6 @@ def _check_together(config: RunConfig, sets: Sequence[PlannedSet]) -> None:
             f"{per_channel} gives each channel parameters of its own, so all data sets must have "
             f"equally many channels; {counts}"
         )
-    if config.model.shortcut_per_channel:
-        _check_sums(config, sets)
 
 
 def _check_sums(config: RunConfig, sets: Sequence[PlannedSet]) -> None:

@@ -182,10 +182,10 @@ def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
             max_failed_saves=run.max_failed_saves,
         ),
     )
-    searched, maps = space.search.distributions, None
-    fitted = {"data.context_len", "model.clip"}
-    fitted |= {key for key in searched if key.startswith("model.shortcut")}
-    if base.model.shortcut != "none" and not fitted & set(searched):
+    maps = None
+    decides = ("data.context_len", "model.clip", "model.shortcut")
+    searched = any(key.startswith(decides) for key in space.search.distributions)
+    if base.model.shortcut != "none" and not searched:
         maps = fit_shortcuts(plan, sets)
     return TrialSpec(
         base=base.to_dict(),
