@@ -89,11 +89,14 @@ def test_mlflow_keeps_metrics_and_configuration_in_a_file(tmp_path: Path) -> Non
 def test_wandb_offline_writes_into_the_run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     said: list[str] = []
     track(config(tmp_path, wandb="timellama"), said)
     assert said == []
+    # The run has ended, but the process that writes its file may not have come so far yet; a
+    # program waits for it when it exits.
+    wandb.teardown()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = file.read_bytes()
     assert b"validation/by_dataset/epf/mse" in content
