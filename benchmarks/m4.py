@@ -5,11 +5,12 @@ Scores are the competition's, on the last horizon of every series.
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import run_program
 
 ROOT = Path(__file__).parents[1]
 Scores = dict[str, dict[str, float]]
@@ -64,7 +65,11 @@ def evaluate(words: Sequence[str], folder: Path) -> Scores:
     """What `ray_jobs/evaluate.py` says of each data set."""
     output = folder / "scores.json"
     run_job("evaluate", words, ["--output", str(output)])
-    by_dataset = json.loads(output.read_text())["by_dataset"]
+    return scores_of(json.loads(output.read_text())["by_dataset"])
+
+
+def scores_of(by_dataset: Mapping[str, Any]) -> Scores:
+    """The competition's three of what was found on each data set."""
     return {
         name: {key: found["test"][key] for key in ("smape", "mase", "owa")}
         for name, found in by_dataset.items()
@@ -73,21 +78,17 @@ def evaluate(words: Sequence[str], folder: Path) -> Scores:
 
 def run_job(name: str, *words: Sequence[str]) -> None:
     """One of `ray_jobs`, in a process of its own."""
-    command = [sys.executable, str(ROOT / "ray_jobs" / f"{name}.py")]
-    command += [word for some in words for word in some]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name}.py: {done.stderr}")
+    run_program([str(ROOT / "ray_jobs" / f"{name}.py"), *(word for some in words for word in some)])
 
 
 def table(found: Sequence[Mapping[str, Scores]]) -> str:
-    """sMAPE, MASE and OWA by collection; the means over seeds."""
+    """sMAPE, MASE and OWA by collection, a row a forecaster; the means over seeds."""
     heads = [f"{name}, sMAPE / MASE / OWA" for name in COLLECTIONS]
     lines = ["| M4 | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
-    for row in found[0]:
+    for row in dict.fromkeys(row for one in found for row in one):
         columns = [
             " / ".join(
-                f"{statistics.mean(one[row][name][key] for one in found):.3f}"
+                f"{statistics.mean(one[row][name][key] for one in found if row in one):.3f}"
                 for key in ("smape", "mase", "owa")
             )
             for name in COLLECTIONS

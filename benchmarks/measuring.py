@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -100,6 +102,19 @@ def _own_bytes(process: psutil.Process) -> int:
         return process.memory_full_info().uss if is_worker else 0
     except psutil.Error:
         return 0
+
+
+def run_program(words: Sequence[str], folder: Path | None = None) -> None:
+    """Run a Python program in a process of its own, in a folder.
+
+    Raises:
+        RuntimeError: it failed; with what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, cwd=folder
+    )
+    if done.returncode:
+        raise RuntimeError(f"{Path(words[0]).name}: {done.stderr}")
 
 
 def write_results(path: str | None, benchmark: str, facts: dict[str, Any]) -> None:

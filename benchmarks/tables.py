@@ -3,9 +3,11 @@
     python -m benchmarks.tables --data DIR
 
 A cell is one training of `ray_jobs/train.py` with a recipe of `ray_jobs/configs/`, in a process of
-its own, from a public table in DIR. What it found is kept in `benchmarks/results/`, a JSON file a
-cell, with the configuration, the commit and the machine; a cell that is there isn't made again. So
-the tables grow over days, and an interrupted run goes on. `--list` says what is missing.
+its own, from a public table in DIR, or one of another's architecture on the same windows by
+`benchmarks.published` (`pip install -e '.[baselines]'`). What it found is kept in
+`benchmarks/results/`, a JSON file a cell, with the configuration, the commit and the machine; a
+cell that is there isn't made again. So the tables grow over days, and an interrupted run goes on.
+`--list` says what is missing.
 
 On a cluster: ray job submit --working-dir . -- python -m benchmarks.tables --data DIR --results DIR
 """
@@ -13,18 +15,18 @@ On a cluster: ray job submit --working-dir . -- python -m benchmarks.tables --da
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import m4
-from benchmarks.measuring import write_results
+import yaml
+
+from benchmarks import m4, published
+from benchmarks.measuring import run_program, write_results
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "ray_jobs" / "configs"
@@ -51,7 +53,7 @@ class Cell:
     task: Task
     horizon: int
     setting: str
-    """A key of `SETTINGS` or `ABLATIONS`; "full" is the recipe as it stands."""
+    """A key of `SETTINGS`, `ABLATIONS` or `PUBLISHED`; "full" is the recipe as it stands."""
     seed: int
 
     @property
@@ -136,6 +138,22 @@ ABLATED = (("illness", 24), ("ettm1", 96), ("weather", 96))
 # Where the recipe is that already.
 _NOT_ABLATED = {"shortcut": ABLATED[1:], "no-shortcut": ABLATED[:1]}
 FEW_SHOT = (("etth1", 96), ("weather", 96))
+# Others' architectures in the library's sizes; in smaller ones, as in their papers, where there are
+# few windows.
+PUBLISHED = {"patchtst": "PatchTST", "itransformer": "iTransformer", "dlinear": "DLinear"}
+FEW_WINDOWS = ("etth1", "illness", "m4")
+BUDGET = {"epochs": 30, "max_steps": 1000}
+DATA_KEYS = ("path", "context_len", "horizon", "split", "short_series")
+SMALLER: dict[str, dict[str, Any]] = {
+    "patchtst": {
+        "hidden_size": 16,
+        "n_heads": 4,
+        "linear_hidden_size": 128,
+        "dropout": 0.3,
+        "fc_dropout": 0.3,
+    },
+    "itransformer": {"hidden_size": 128, "d_ff": 128},
+}
 Result = dict[str, Any]
 
 
@@ -165,9 +183,11 @@ def main() -> None:
 
 def all_cells(num_seeds: int) -> Iterator[Cell]:
     """Every cell: the first seed of all before the second of any, recipes before ablations."""
+    everywhere = [(task.name, horizon) for task in (*TASKS, M4) for horizon in task.horizons]
     settings = {
-        "full": [(task.name, horizon) for task in (*TASKS, M4) for horizon in task.horizons],
+        "full": everywhere,
         **dict.fromkeys(("few5", "few10"), FEW_SHOT),
+        **dict.fromkeys(PUBLISHED, everywhere),
         **{
             name: [at for at in ABLATED if at not in _NOT_ABLATED.get(name, ())]
             for name in ABLATIONS
@@ -186,16 +206,12 @@ def make_all(cells: Sequence[Cell], arguments: argparse.Namespace) -> None:
 
     def make(cell: Cell) -> None:
         started = time.monotonic()
-        found = train(cell, arguments.data, arguments.words)
+        with tempfile.TemporaryDirectory() as scratch:
+            found = run(cell, arguments, Path(scratch).resolve())
         seconds = time.monotonic() - started
         facts = {"cell": cell.name, "seconds": seconds, **found}
         write_results(str(arguments.results / f"{cell.name}.json"), "tables", facts)
-        test, linear = found["metrics"]["test"], found["metrics"]["baselines"]["linear"]
-        print(
-            f"{cell.name}: test {test['mse']:.4f}/{test['mae']:.4f}, linear {linear['mse']:.4f}/"
-            f"{linear['mae']:.4f}, {seconds:.0f} s",
-            flush=True,
-        )
+        print(f"{cell.name}: {told(found)}, {seconds:.0f} s", flush=True)
 
     print(f"{len(cells)} cells to make", flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -205,43 +221,89 @@ def make_all(cells: Sequence[Cell], arguments: argparse.Namespace) -> None:
             future.result()
 
 
-def train(cell: Cell, data: Path, words: Sequence[str]) -> Result:
+def run(cell: Cell, arguments: argparse.Namespace, scratch: Path) -> Result:
+    """What one training found; M4's series are prepared for it first."""
+    table = arguments.data.resolve() / cell.task.file
+    if cell.task == M4:
+        m4.prepare(table, scratch)
+    if cell.setting in PUBLISHED:
+        return run_published(cell, table, scratch)
+    return run_train(cell, table, scratch, arguments.words)
+
+
+def run_train(cell: Cell, table: Path, scratch: Path, words: Sequence[str]) -> Result:
     """What one run of `ray_jobs/train.py` found."""
-    table = data.resolve() / cell.task.file
     keys = {"train.seed": cell.seed, **(SETTINGS | ABLATIONS)[cell.setting]}
     if cell.task != M4:
         keys |= {"data.path": table, "data.horizon": cell.horizon}
+    run_dir = scratch / cell.name
     # With one worker nothing is to be sharded; stage 3 only costs time then.
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero1.json"), *words]
-    with tempfile.TemporaryDirectory() as scratch:
-        run_dir = Path(scratch).resolve() / cell.name
-        if cell.task == M4:
-            m4.prepare(table, run_dir.parent)
-        command = [sys.executable, str(ROOT / "ray_jobs" / "train.py")]
-        command += ["--config", str(CONFIGS / f"{cell.task.name}.yaml")]
-        command += [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        done = subprocess.run(
-            [*command, *words, "--run.dir", str(run_dir)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=scratch,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{cell.name}: {done.stderr}")
-        more = {"m4": m4.score(run_dir / "model", run_dir.parent)} if cell.task == M4 else {}
-        metrics = json.loads((run_dir / "metrics.json").read_text())
-        lines = (run_dir / "history.jsonl").read_text().splitlines()
-        history = [one for one in map(json.loads, lines) if one["kind"] == "validation"]
-        return {
-            "metrics": {key: value for key, value in metrics.items() if key != "by_dataset"},
-            "validations": [
-                {key: one[key] for key in ("step", "mse", "mae", "path_share") if key in one}
-                for one in history
-            ],
-            **more,
-            "config": relative((run_dir / "config.yaml").read_text(), run_dir, data.resolve()),
-        }
+    words = [*words_of(keys), *words, "--run.dir", str(run_dir)]
+    recipe = ["--config", str(CONFIGS / f"{cell.task.name}.yaml")]
+    run_program([str(ROOT / "ray_jobs" / "train.py"), *recipe, *words], scratch)
+    more = {"m4": m4.score(run_dir / "model", scratch)} if cell.task == M4 else {}
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    lines = (run_dir / "history.jsonl").read_text().splitlines()
+    history = [one for one in map(json.loads, lines) if one["kind"] == "validation"]
+    return {
+        "metrics": {key: value for key, value in metrics.items() if key != "by_dataset"},
+        "validations": [
+            {key: one[key] for key in ("step", "mse", "mae", "path_share") if key in one}
+            for one in history
+        ],
+        **more,
+        "config": relative((run_dir / "config.yaml").read_text(), run_dir, table.parent),
+    }
+
+
+def run_published(cell: Cell, table: Path, scratch: Path) -> Result:
+    """What `benchmarks.published` found on the windows of the recipe.
+
+    Of M4 each collection is a training of its own, by MAE as in the recipe: its scores are absolute
+    errors.
+    """
+    recipe = yaml.safe_load((CONFIGS / f"{cell.task.name}.yaml").read_text(encoding="utf-8"))
+    alone = {"name": cell.task.name, "path": table, "horizon": cell.horizon}
+    keys: dict[str, Any] = {"model": PUBLISHED[cell.setting], "seed": cell.seed, **BUDGET}
+    if cell.task.name in FEW_WINDOWS:
+        keys["arguments"] = json.dumps(SMALLER.get(cell.setting, {}))
+    if cell.task == M4:
+        keys["loss"] = "mae"
+    found = {}
+    for part in recipe["data"].pop("mixture", [alone]):
+        data = {key: value for key, value in (recipe["data"] | part).items() if key in DATA_KEYS}
+        output = scratch / f"{part['name']}.json"
+        words = words_of(keys | {f"data.{key}": value for key, value in data.items()})
+        run_program([published.__file__, *words, "--output", str(output)], scratch)
+        found[part["name"]] = json.loads(output.read_text())
+    facts = {
+        name: {key: one[key] for key in ("training", "settings", "versions")}
+        for name, one in found.items()
+    }
+    facts = json.loads(relative(json.dumps(facts), scratch / cell.name, table.parent))
+    if cell.task == M4:
+        tested = {name: next(iter(one["by_dataset"].values())) for name, one in found.items()}
+        return {"m4": {PUBLISHED[cell.setting]: m4.scores_of(tested)}, "published": facts}
+    (only,) = found.values()
+    best = only["training"]["chosen"]
+    metrics = {"test": only["test"], "validation": {key: best[key] for key in ("mse", "mae")}}
+    return {"metrics": metrics, "published": facts}
+
+
+def words_of(keys: Mapping[str, Any]) -> list[str]:
+    """A command line's."""
+    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+
+
+def told(found: Result) -> str:
+    """A line's worth of a cell."""
+    if "metrics" not in found:
+        return f"{found['m4']}"
+    parts = {"test": found["metrics"]["test"]}
+    if "baselines" in found["metrics"]:
+        parts["linear"] = found["metrics"]["baselines"]["linear"]
+    return ", ".join(f"{name} {one['mse']:.4f}/{one['mae']:.4f}" for name, one in parts.items())
 
 
 def relative(text: str, run_dir: Path, data: Path) -> str:
@@ -281,6 +343,10 @@ def long_term(task: Task, cells: dict[str, Result]) -> str:
         for name, kind in (("linear", "linear"), ("seasonal naive", "seasonal_naive")):
             # It has no seed.
             rows[f"{name}, here"].append([one["baselines"][kind]["mse"] for one in found[:1]])
+    for setting, name in PUBLISHED.items():
+        found_at = [of_setting(cells, task.name, horizon, setting) for horizon in task.horizons]
+        if any(found_at):
+            rows[f"{name}, trained here"] = [[one["test"]["mse"] for one in at] for at in found_at]
     lines = [f"| {task.name}, test MSE | " + " | ".join(heads) + " |", "|---" * 6 + "|"]
     for name, values in rows.items():
         lines.append(f"| {name} | " + " | ".join([*map(spread, values), mean_of(values)]) + " |")

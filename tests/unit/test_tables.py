@@ -51,10 +51,12 @@ def test_the_m4_table_has_a_row_a_forecaster_and_means_over_seeds() -> None:
     def scores(owa: float) -> m4.Scores:
         return {name: {"smape": 10.0, "mase": 2.0, "owa": owa} for name in m4.COLLECTIONS}
 
-    table = m4.table([{"ours": scores(0.5)}, {"ours": scores(0.7)}])
-    assert (
-        table.splitlines()[2] == "| ours, here | 10.000 / 2.000 / 0.600 | 10.000 / 2.000 / 0.600 |"
-    )
+    # Two cells of ours, one of another's.
+    table = m4.table([{"ours": scores(0.5)}, {"ours": scores(0.7)}, {"theirs": scores(0.9)}])
+    assert table.splitlines()[2:] == [
+        "| ours, here | 10.000 / 2.000 / 0.600 | 10.000 / 2.000 / 0.600 |",
+        "| theirs, here | 10.000 / 2.000 / 0.900 | 10.000 / 2.000 / 0.900 |",
+    ]
 
 
 def test_the_readme_has_the_tables_as_they_are_printed() -> None:
