@@ -26,6 +26,14 @@ space:
 searcher: random
 """
 
+# Each trial fits its own.
+MAPS = """
+space:
+  model.clip: {choice: [0.5, 5.0]}
+  model.shortcut_per_channel: {choice: [true, false]}
+searcher: grid
+"""
+
 
 def write(folder: Path, more: str, space: str = SPACE) -> Path:
     file = folder / "search.yaml"
@@ -142,12 +150,14 @@ def test_what_the_cluster_can_never_hold_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("space", "keys"), [(SPACE, {}), (MAPS, {"model.shortcut": "frozen"})])
 def test_the_best_configuration_is_trained_as_it_is_and_gives_what_the_trial_gave(
-    tiny_llama: Path, waves_csv: Path, tmp_path: Path
+    tiny_llama: Path, waves_csv: Path, tmp_path: Path, space: str, keys: dict[str, str]
 ) -> None:
-    search = write(tmp_path, "scheduler: none\nnum_trials: 2\n")
-    done = run(*words(search, tiny_llama, waves_csv, tmp_path / "search"))
+    search = write(tmp_path, "scheduler: none\nnum_trials: 4\n", space)
+    done = run(*words(search, tiny_llama, waves_csv, tmp_path / "search", **keys))
     assert done.returncode == 0, done.stderr
+    assert len({one["validation"] for one in results(tmp_path / "search")["trials"]}) == 4
     trained = subprocess.run(
         [
             *(
