@@ -6,45 +6,35 @@ Scores are the competition's, on the last horizon of every series.
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.measuring import run_program
 
 ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "ray_jobs" / "configs" / "m4.yaml"
+COLLECTIONS = {"hourly": ("Hourly", "h"), "weekly": ("Weekly", "W")}
+"""By the recipe's name: how the names of its files begin, and its frequency."""
+BASELINES = {"linear": "ridge", "seasonal naive": "seasonal_naive", "Naive2": "naive2"}
 Scores = dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Collection:
-    """Series of one frequency."""
-
-    files: str
-    """How the names of its files begin."""
-    frequency: str
-    horizon: int
-    context_len: int
-    """Of the baselines: as the recipe has it."""
-
-
-COLLECTIONS = {
-    "hourly": Collection(files="Hourly", frequency="h", horizon=48, context_len=336),
-    "weekly": Collection(files="Weekly", frequency="W", horizon=13, context_len=52),
-}
-BASELINES = {"linear": "ridge", "seasonal naive": "seasonal_naive", "Naive2": "naive2"}
+def parts() -> dict[str, dict[str, Any]]:
+    """The recipe's keys of `data` for each collection."""
+    data = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["data"]
+    return {part["name"]: data | part for part in data.pop("mixture")}
 
 
 def prepare(tables: Path, folder: Path) -> None:
     """Prepare both collections where the recipe looks for them, below `folder`."""
-    for name, one in COLLECTIONS.items():
-        files = [str(tables / f"{one.files}-{part}.csv") for part in ("train", "test")]
-        split = ["0", str(one.horizon), str(one.horizon)]
-        run_job(
-            "prepare",
-            [*("--input", *files), *("--frequency", one.frequency), *("--split", *split)],
-            [*("--output", str(folder / "prepared" / f"m4_{name}"))],
-        )
+    for name, part in parts().items():
+        begin, frequency = COLLECTIONS[name]
+        files = [str(tables / f"{begin}-{rest}.csv") for rest in ("train", "test")]
+        split = ["0", str(part["horizon"]), str(part["horizon"])]
+        words = ["--input", *files, "--frequency", frequency, "--split", *split]
+        run_job("prepare", [*words, "--output", str(folder / part["path"])])
 
 
 def score(model: Path, folder: Path) -> dict[str, Scores]:
@@ -52,10 +42,10 @@ def score(model: Path, folder: Path) -> dict[str, Scores]:
     found = {"Time-LlaMA": evaluate(["--model", str(model)], folder)}
     for row, baseline in BASELINES.items():
         found[row] = {}
-        for name, one in COLLECTIONS.items():
-            words = ["--model", baseline, "--data.path", str(folder / "prepared" / f"m4_{name}")]
-            words += ["--data.context_len", str(one.context_len)]
-            words += ["--data.horizon", str(one.horizon), "--data.short_series", "pad"]
+        for name, part in parts().items():
+            words = ["--model", baseline, "--data.path", str(folder / part["path"])]
+            for key in ("context_len", "horizon", "short_series"):
+                words += [f"--data.{key}", str(part[key])]
             (scores,) = evaluate(words, folder).values()
             found[row][name] = scores
     return found
@@ -64,7 +54,7 @@ def score(model: Path, folder: Path) -> dict[str, Scores]:
 def evaluate(words: Sequence[str], folder: Path) -> Scores:
     """What `ray_jobs/evaluate.py` says of each data set."""
     output = folder / "scores.json"
-    run_job("evaluate", words, ["--output", str(output)])
+    run_job("evaluate", [*words, "--output", str(output)])
     return scores_of(json.loads(output.read_text())["by_dataset"])
 
 
@@ -76,9 +66,9 @@ def scores_of(by_dataset: Mapping[str, Any]) -> Scores:
     }
 
 
-def run_job(name: str, *words: Sequence[str]) -> None:
+def run_job(name: str, words: Sequence[str]) -> None:
     """One of `ray_jobs`, in a process of its own."""
-    run_program([str(ROOT / "ray_jobs" / f"{name}.py"), *(word for some in words for word in some)])
+    run_program([str(ROOT / "ray_jobs" / f"{name}.py"), *words])
 
 
 def table(found: Sequence[Mapping[str, Scores]]) -> str:

@@ -263,20 +263,22 @@ def run_published(cell: Cell, table: Path, scratch: Path) -> Result:
     Of M4 each collection is a training of its own, by MAE as in the recipe: its scores are absolute
     errors.
     """
-    recipe = yaml.safe_load((CONFIGS / f"{cell.task.name}.yaml").read_text(encoding="utf-8"))
-    alone = {"name": cell.task.name, "path": table, "horizon": cell.horizon}
     keys: dict[str, Any] = {"model": PUBLISHED[cell.setting], "seed": cell.seed, **BUDGET}
     if cell.task.name in FEW_WINDOWS:
         keys["arguments"] = json.dumps(SMALLER.get(cell.setting, {}))
     if cell.task == M4:
         keys["loss"] = "mae"
+        parts = m4.parts()
+    else:
+        recipe = yaml.safe_load((CONFIGS / f"{cell.task.name}.yaml").read_text(encoding="utf-8"))
+        parts = {cell.task.name: recipe["data"] | {"path": table, "horizon": cell.horizon}}
     found = {}
-    for part in recipe["data"].pop("mixture", [alone]):
-        data = {key: value for key, value in (recipe["data"] | part).items() if key in DATA_KEYS}
-        output = scratch / f"{part['name']}.json"
+    for name, part in parts.items():
+        data = {key: value for key, value in part.items() if key in DATA_KEYS}
+        output = scratch / f"{name}.json"
         words = words_of(keys | {f"data.{key}": value for key, value in data.items()})
         run_program([published.__file__, *words, "--output", str(output)], scratch)
-        found[part["name"]] = json.loads(output.read_text())
+        found[name] = json.loads(output.read_text())
     facts = {
         name: {key: one[key] for key in ("training", "settings", "versions")}
         for name, one in found.items()
