@@ -109,7 +109,10 @@ TASKS = (
         },
     ),
 )
-M4 = Task(name="m4", file="m4", horizons=(48,), published={})
+M4 = tuple(
+    Task(name=name, file="m4", horizons=(horizon,), published={})
+    for name, horizon in (("m4_hourly", 48), ("m4_weekly", 13))
+)
 # Of few windows fewer steps, as epochs count; judged after each.
 _FEW: dict[str, Any] = {"train.epochs": 3, "train.validate_every": "null"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -141,7 +144,7 @@ FEW_SHOT = (("etth1", 96), ("weather", 96))
 # Others' architectures in the library's sizes; in smaller ones, as in their papers, where there are
 # few windows.
 PUBLISHED = {"patchtst": "PatchTST", "itransformer": "iTransformer", "dlinear": "DLinear"}
-FEW_WINDOWS = ("etth1", "illness", "m4")
+FEW_WINDOWS = ("etth1", "illness", "m4_hourly", "m4_weekly")
 BUDGET = {"epochs": 30, "max_steps": 1000}
 DATA_KEYS = ("path", "context_len", "horizon", "split", "short_series")
 SMALLER: dict[str, dict[str, Any]] = {
@@ -183,7 +186,7 @@ def main() -> None:
 
 def all_cells(num_seeds: int) -> Iterator[Cell]:
     """Every cell: the first seed of all before the second of any, recipes before ablations."""
-    everywhere = [(task.name, horizon) for task in (*TASKS, M4) for horizon in task.horizons]
+    everywhere = [(task.name, horizon) for task in (*TASKS, *M4) for horizon in task.horizons]
     settings = {
         "full": everywhere,
         **dict.fromkeys(("few5", "few10"), FEW_SHOT),
@@ -193,7 +196,7 @@ def all_cells(num_seeds: int) -> Iterator[Cell]:
             for name in ABLATIONS
         },
     }
-    tasks = {task.name: task for task in (*TASKS, M4)}
+    tasks = {task.name: task for task in (*TASKS, *M4)}
     for seed in range(num_seeds):
         for setting, places in settings.items():
             for name, horizon in places:
@@ -224,73 +227,65 @@ def make_all(cells: Sequence[Cell], arguments: argparse.Namespace) -> None:
 def run(cell: Cell, arguments: argparse.Namespace, scratch: Path) -> Result:
     """What one training found; M4's series are prepared for it first."""
     table = arguments.data.resolve() / cell.task.file
-    if cell.task == M4:
-        m4.prepare(table, scratch)
+    if cell.task in M4:
+        table = m4.prepare(cell.task.name, table, cell.horizon, scratch / "prepared")
+    recipe = yaml.safe_load((CONFIGS / f"{cell.task.name}.yaml").read_text(encoding="utf-8"))
+    data = recipe["data"] | {"path": str(table), "horizon": cell.horizon}
     if cell.setting in PUBLISHED:
-        return run_published(cell, table, scratch)
-    return run_train(cell, table, scratch, arguments.words)
+        return run_published(cell, data, scratch)
+    return run_train(cell, data, scratch, arguments.words)
 
 
-def run_train(cell: Cell, table: Path, scratch: Path, words: Sequence[str]) -> Result:
+def run_train(cell: Cell, data: dict[str, Any], scratch: Path, words: Sequence[str]) -> Result:
     """What one run of `ray_jobs/train.py` found."""
     keys = {"train.seed": cell.seed, **(SETTINGS | ABLATIONS)[cell.setting]}
-    if cell.task != M4:
-        keys |= {"data.path": table, "data.horizon": cell.horizon}
+    keys |= {"data.path": data["path"], "data.horizon": cell.horizon}
     run_dir = scratch / cell.name
     # With one worker nothing is to be sharded; stage 3 only costs time then.
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero1.json"), *words]
     words = [*words_of(keys), *words, "--run.dir", str(run_dir)]
     recipe = ["--config", str(CONFIGS / f"{cell.task.name}.yaml")]
     run_program([str(ROOT / "ray_jobs" / "train.py"), *recipe, *words], scratch)
-    more = {"m4": m4.score(run_dir / "model", scratch)} if cell.task == M4 else {}
     metrics = json.loads((run_dir / "metrics.json").read_text())
     lines = (run_dir / "history.jsonl").read_text().splitlines()
     history = [one for one in map(json.loads, lines) if one["kind"] == "validation"]
+    config = (run_dir / "config.yaml").read_text()
     return {
         "metrics": {key: value for key, value in metrics.items() if key != "by_dataset"},
         "validations": [
             {key: one[key] for key in ("step", "mse", "mae", "path_share") if key in one}
             for one in history
         ],
-        **more,
-        "config": relative((run_dir / "config.yaml").read_text(), run_dir, table.parent),
+        **({"m4": m4.score(run_dir / "model", data)} if cell.task in M4 else {}),
+        "config": relative(config, scratch, Path(data["path"]).parent),
     }
 
 
-def run_published(cell: Cell, table: Path, scratch: Path) -> Result:
+def run_published(cell: Cell, data: dict[str, Any], scratch: Path) -> Result:
     """What `benchmarks.published` found on the windows of the recipe.
 
-    Of M4 each collection is a training of its own, by MAE as in the recipe: its scores are absolute
-    errors.
+    On M4 by MAE as in the recipe: its scores are absolute errors.
     """
-    keys: dict[str, Any] = {"model": PUBLISHED[cell.setting], "seed": cell.seed, **BUDGET}
+    name = PUBLISHED[cell.setting]
+    keys: dict[str, Any] = {"model": name, "seed": cell.seed, **BUDGET}
     if cell.task.name in FEW_WINDOWS:
         keys["arguments"] = json.dumps(SMALLER.get(cell.setting, {}))
-    if cell.task == M4:
+    if cell.task in M4:
         keys["loss"] = "mae"
-        parts = m4.parts()
-    else:
-        recipe = yaml.safe_load((CONFIGS / f"{cell.task.name}.yaml").read_text(encoding="utf-8"))
-        parts = {cell.task.name: recipe["data"] | {"path": table, "horizon": cell.horizon}}
-    found = {}
-    for name, part in parts.items():
-        data = {key: value for key, value in part.items() if key in DATA_KEYS}
-        output = scratch / f"{name}.json"
-        words = words_of(keys | {f"data.{key}": value for key, value in data.items()})
-        run_program([published.__file__, *words, "--output", str(output)], scratch)
-        found[name] = json.loads(output.read_text())
-    facts = {
-        name: {key: one[key] for key in ("training", "settings", "versions")}
-        for name, one in found.items()
+    keys |= {f"data.{key}": data[key] for key in DATA_KEYS if key in data}
+    output = scratch / "scores.json"
+    run_program([published.__file__, *words_of(keys), "--output", str(output)], scratch)
+    found = json.loads(output.read_text())
+    best = found["training"]["chosen"]
+    facts = {key: found[key] for key in ("training", "settings", "versions")}
+    return {
+        "metrics": {
+            "test": found["test"],
+            "validation": {key: best[key] for key in ("mse", "mae")},
+        },
+        **({"m4": {name: m4.scores_of(found)}} if cell.task in M4 else {}),
+        "published": json.loads(relative(json.dumps(facts), scratch, Path(data["path"]).parent)),
     }
-    facts = json.loads(relative(json.dumps(facts), scratch / cell.name, table.parent))
-    if cell.task == M4:
-        tested = {name: next(iter(one["by_dataset"].values())) for name, one in found.items()}
-        return {"m4": {PUBLISHED[cell.setting]: m4.scores_of(tested)}, "published": facts}
-    (only,) = found.values()
-    best = only["training"]["chosen"]
-    metrics = {"test": only["test"], "validation": {key: best[key] for key in ("mse", "mae")}}
-    return {"metrics": metrics, "published": facts}
 
 
 def words_of(keys: Mapping[str, Any]) -> list[str]:
@@ -300,17 +295,16 @@ def words_of(keys: Mapping[str, Any]) -> list[str]:
 
 def told(found: Result) -> str:
     """A line's worth of a cell."""
-    if "metrics" not in found:
-        return f"{found['m4']}"
-    parts = {"test": found["metrics"]["test"]}
-    if "baselines" in found["metrics"]:
-        parts["linear"] = found["metrics"]["baselines"]["linear"]
+    metrics = found["metrics"]
+    parts = {"test": metrics["test"]}
+    if "baselines" in metrics:
+        parts["linear"] = metrics["baselines"]["linear"]
     return ", ".join(f"{name} {one['mse']:.4f}/{one['mae']:.4f}" for name, one in parts.items())
 
 
-def relative(text: str, run_dir: Path, data: Path) -> str:
+def relative(text: str, scratch: Path, data: Path) -> str:
     """A configuration without the folders of the machine that it ran on."""
-    for folder in (run_dir.parent, data, ROOT):
+    for folder in (scratch, data, ROOT):
         text = text.replace(f"{folder}/", "")
     return text
 
@@ -325,8 +319,16 @@ def markdown(cells: dict[str, Result]) -> str:
     """All tables."""
     begun = {key.split("-")[0] for key in cells if "-full-" in key}
     parts = [long_term(task, cells) for task in TASKS if task.name in begun]
-    scores = [cell["m4"] for cell in cells.values() if "m4" in cell]
-    parts += [m4.table(scores)] if scores else []
+    scores = {
+        task.name: [
+            cell["m4"]
+            for setting in ("full", *PUBLISHED)
+            for key, cell in cells.items()
+            if key.startswith(f"{task.name}-{task.horizons[0]}-{setting}-seed")
+        ]
+        for task in M4
+    }
+    parts += [m4.table(scores)] if any(scores.values()) else []
     parts.append(settings_table(cells))
     return "\n\n".join(parts)
 
