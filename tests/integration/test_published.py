@@ -49,13 +49,19 @@ def test_an_architecture_is_tested_on_every_window(
 ) -> None:
     output = tmp_path / "scores.json"
     chosen = {"model": model, "arguments": json.dumps(arguments), "output": output}
+    chosen["learning_rates"] = [1e-4, 1e-2]
     assert main(words(waves_csv, **chosen)) == 0
     found = json.loads(output.read_text())
     # The same 69 windows that train.py tests on.
     assert found["by_dataset"]["waves"]["windows"] == 69
     assert 0 < found["test"]["mse"] < 5
-    assert found["training"]["steps"] == 4
-    assert [one["step"] for one in found["training"]["validation"]] == [2, 4]
+    tried = found["training"]["trainings"]
+    assert [one["learning_rate"] for one in tried] == [1e-4, 1e-2]
+    assert all([known["step"] for known in one["validation"]] == [2, 4] for one in tried)
+    assert found["training"]["chosen"] == min(tried, key=lambda one: one["mse"])
+    assert found["training"]["chosen"]["mse"] == min(
+        known["mse"] for one in tried for known in one["validation"]
+    )
 
 
 @needs_library
