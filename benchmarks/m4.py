@@ -66,7 +66,7 @@ def table(found: Mapping[str, Sequence[Mapping[str, Scores]]]) -> str:
     Args:
         found: of each collection, each cell's scores by forecaster.
     """
-    heads = [f"{name}, sMAPE / MASE / OWA" for name in found]
+    heads = [f"{name.removeprefix('m4_')}, sMAPE / MASE / OWA" for name in found]
     lines = ["| M4 | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     cells = [cell for those in found.values() for cell in those]
     for row in dict.fromkeys(row for cell in cells for row in cell):
