@@ -213,18 +213,17 @@ def choose(
     model: nn.Module, config: PublishedConfig, windows: WindowReader, validation: WindowReader
 ) -> dict[str, Any]:
     """Train at each learning rate; leaves the model with the best weights of all by validation."""
-    started, kept, found = weights_of(model), weights_of(model), []
+    started, tried = weights_of(model), []
     for rate in config.learning_rates:
         model.load_state_dict(started, strict=False)
         torch.manual_seed(config.seed)
-        found.append(train(model, config, rate, windows, validation))
-        if min(found, key=lambda one: one["mse"]) is found[-1]:
-            kept = weights_of(model)
+        tried.append((train(model, config, rate, windows, validation), weights_of(model)))
+    chosen, kept = min(tried, key=lambda one: one[0]["mse"])
     model.load_state_dict(kept, strict=False)
     return {
-        "chosen": min(found, key=lambda one: one["mse"]),
+        "chosen": chosen,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "trainings": found,
+        "trainings": [found for found, _ in tried],
     }
 
 

@@ -323,8 +323,7 @@ def markdown(cells: dict[str, Result]) -> str:
         task.name: [
             cell["m4"]
             for setting in ("full", *PUBLISHED)
-            for key, cell in cells.items()
-            if key.startswith(f"{task.name}-{task.horizons[0]}-{setting}-seed")
+            for cell in seeds_of(cells, task.name, task.horizons[0], setting)
         ]
         for task in M4
     }
@@ -384,8 +383,13 @@ def settings_table(cells: dict[str, Result]) -> str:
 
 def of_setting(cells: dict[str, Result], name: str, horizon: int, setting: str) -> list[Result]:
     """The metrics of every seed of a setting."""
+    return [cell["metrics"] for cell in seeds_of(cells, name, horizon, setting)]
+
+
+def seeds_of(cells: dict[str, Result], name: str, horizon: int, setting: str) -> list[Result]:
+    """The cells of every seed of a setting."""
     start = f"{name}-{horizon}-{setting}-seed"
-    return [cell["metrics"] for key, cell in cells.items() if key.startswith(start)]
+    return [cell for key, cell in cells.items() if key.startswith(start)]
 
 
 def spread(values: Sequence[float]) -> str:
