@@ -1,5 +1,6 @@
 """The prepare job on real Ray: equal to the in-memory path, again only for what changed."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -225,6 +226,31 @@ def test_splitting_by_series_scales_by_the_training_series_together(tmp_path: Pa
     for mean, std in zip(stored["mean"], stored["std"], strict=True):
         np.testing.assert_allclose(mean, rows.mean(axis=0))
         np.testing.assert_allclose(std, rows.std(axis=0))
+
+
+def test_what_a_task_enters_late_is_not_missed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from timellama_dist.launch import prepare_job
+
+    ledger = prepare_job._Ledger.__ray_metadata__.modified_class
+
+    class LateLedger(ledger):
+        async def add(self, *entry, **facts) -> None:
+            await asyncio.sleep(0.5)
+            super().add(*entry, **facts)
+
+        async def state(self):
+            return super().state()
+
+    monkeypatch.setattr(prepare_job, "_Ledger", ray.remote(LateLedger))
+    report = run(source, tmp_path / "out")
+    assert report.manifest is not None
+    kept = {file.path for file in report.manifest.files}
+    assert kept == {
+        str(one.relative_to(tmp_path / "out")) for one in (tmp_path / "out/data").glob("*.parquet")
+    }
+    assert len(rows_of(tmp_path / "out")) == sum(40 + number for number in range(30))
 
 
 def test_a_wide_table_of_several_files_is_one_series(tmp_path: Path) -> None:

@@ -199,9 +199,8 @@ def _read(job: _Job, number: int) -> Iterator[pa.Table]:
         # A row group at a time, or a block of a CSV file.
         groups = len(piece.row_groups)
         share = piece.num_bytes // groups if groups else min(piece.num_bytes, raw.nbytes)
-        job.ledger.add.remote(
-            ("read", number, first_row), list(findings), rows_read=len(raw), bytes_read=share
-        )
+        key = ("read", number, first_row)
+        _enter(job, key, findings, rows_read=len(raw), bytes_read=share)
         yield job.kept.without(typed)
 
 
@@ -220,9 +219,10 @@ def _write(job: _Job, typed: pa.Table) -> pa.Table:
             parts.append(series)
             if job.output is not None:
                 files += write_rows(part, series, job.output, job.prepare, inputs)
-    job.ledger.add.remote(
+    _enter(
+        job,
         key,
-        list(findings),
+        findings,
         files=files,
         frequency=None if table is None else table.frequency,
         first_id="" if table is None or not table.unique_ids else table.unique_ids[0],
@@ -230,6 +230,12 @@ def _write(job: _Job, typed: pa.Table) -> pa.Table:
         rows_arranged=len(typed),
     )
     return pa.concat_tables(parts) if parts else SERIES_SCHEMA.empty_table()
+
+
+def _enter(job: _Job, key: Any, findings: Findings, **facts: Any) -> None:
+    """Write into the ledger and wait: an entry still on its way when the task's block has come
+    would be missed."""
+    ray.get(job.ledger.add.remote(key, list(findings), **facts))
 
 
 def _finish(job: _Job, draft: Draft, series: pa.Table, files_read: int) -> Report:
