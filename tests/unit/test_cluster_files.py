@@ -125,10 +125,11 @@ def test_a_job_uploads_what_it_runs_and_little_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(package) as archive:
         files = {one.filename for one in archive.infolist() if not one.is_dir()}
     sources = {str(one.relative_to(ROOT)) for one in (ROOT / "timellama_dist").rglob("*.py")}
-    assert sources | {"ray_jobs/train.py", "ds_configs/zero3.json", "pyproject.toml"} <= files
-    assert not [one for one in files if one.startswith((".git/", ".ci/"))]
+    needed = {"ray_jobs/train.py", "ds_configs/zero3.json", "benchmarks/tables.py"}
+    assert sources | needed | {"pyproject.toml"} <= files
+    assert not [one for one in files if one.startswith((".git/", ".ci/", "benchmarks/results/"))]
     kinds = {one.split("/")[0] for one in files if not one.startswith(".")}
-    assert kinds == {"timellama_dist", "ray_jobs", "ds_configs", "pyproject.toml"}
+    assert kinds == {"timellama_dist", "ray_jobs", "ds_configs", "benchmarks", "pyproject.toml"}
     assert package.stat().st_size < 1 << 20
 
 
