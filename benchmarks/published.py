@@ -81,6 +81,16 @@ class PublishedConfig:
     """JSON file to write, of evaluate.py's form."""
     data: DataSection = field(default_factory=DataSection)
 
+    def __post_init__(self) -> None:
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ConfigError(
+                f"learning_rates must be at least one rate above 0, got {self.learning_rates}"
+            )
+        for key in ("batch_size", "epochs", "max_steps", "validate_every", "patience"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} must be at least 1, got {value}")
+
 
 def main(argv: Sequence[str]) -> int:
     return run_command(lambda: command(argv))

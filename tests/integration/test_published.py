@@ -35,6 +35,22 @@ def test_without_the_library_one_line_says_how_to_get_it(
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("learning_rates", [], "at least one rate above 0"),
+        ("learning_rates", [1e-3, 0.0], "at least one rate above 0"),
+        ("max_steps", 0, "at least 1"),
+        ("batch_size", -2, "at least 1"),
+    ],
+)
+def test_a_bound_that_is_broken_is_named(
+    key: str, value: object, bound: str, waves_csv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(waves_csv, **{key: value})) == 2
+    assert f"{key} must be {bound}, got {value}" in capsys.readouterr().err
+
+
 @needs_library
 @pytest.mark.parametrize(
     ("model", "arguments"),
