@@ -8,11 +8,13 @@ from benchmarks import m4
 from benchmarks.tables import (
     ABLATIONS,
     CONFIGS,
+    FULL_BATCHES,
     RESULTS,
     ROOT,
     SETTINGS,
     TASKS,
     all_cells,
+    keys_of,
     markdown,
     read_cells,
     relative,
@@ -38,6 +40,17 @@ def test_cells_have_names_of_their_own_and_recipes_come_before_ablations() -> No
     assert len(set(names)) == len(names)
     settings = [cell.setting for cell in all_cells(1)]
     assert max(i for i, one in enumerate(settings) if one in SETTINGS) < settings.index("random")
+
+
+def test_full_batches_leave_out_less_than_a_batch_of_the_last_windows() -> None:
+    cells = [cell for cell in all_cells(1) if cell.setting == FULL_BATCHES]
+    assert [cell.horizon for cell in cells] == [24, 36, 48, 60]
+    for cell in cells:
+        train, validation, test = keys_of(cell)["data.split"]
+        # The published borders of 966 rows.
+        assert (train, validation) == (int(0.7 * 966), 966 - int(0.7 * 966) - int(0.2 * 966))
+        assert (test - cell.horizon + 1) % 16 == 0
+        assert 0 <= int(0.2 * 966) - test < 16
 
 
 def test_a_kept_configuration_names_no_folder_of_its_machine(tmp_path: Path) -> None:
