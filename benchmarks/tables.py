@@ -53,7 +53,7 @@ class Cell:
     task: Task
     horizon: int
     setting: str
-    """A key of `SETTINGS`, `ABLATIONS` or `PUBLISHED`; "full" is the recipe as it stands."""
+    """`FULL_BATCHES`, or a key of `SETTINGS`, `ABLATIONS` or `PUBLISHED`; "full" is the recipe."""
     seed: int
 
     @property
