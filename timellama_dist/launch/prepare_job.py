@@ -233,8 +233,8 @@ def _write(job: _Job, typed: pa.Table) -> pa.Table:
 
 
 def _enter(job: _Job, key: Any, findings: Findings, **facts: Any) -> None:
-    """Write into the ledger and wait: an entry still on its way when the task's block has come
-    would be missed."""
+    """Write into the ledger."""
+    # And wait: what is still on its way when the task's block has come would be missed.
     ray.get(job.ledger.add.remote(key, list(findings), **facts))
 
 
