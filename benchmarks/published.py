@@ -35,7 +35,7 @@ from timellama_dist.engine.baselines import fill_missing
 from timellama_dist.engine.metrics import ErrorSums
 from timellama_dist.engine.scores import Scores
 from timellama_dist.engine.scoring import Yardstick
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 from timellama_dist.launch.command import run_command
 from timellama_dist.launch.evaluate import figures
 from timellama_dist.launch.plan import plan_sets
@@ -87,9 +87,7 @@ class PublishedConfig:
                 f"learning_rates must be at least one rate above 0, got {self.learning_rates}"
             )
         for key in ("batch_size", "epochs", "max_steps", "validate_every", "patience"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
+            require_at_least(1, {key: getattr(self, key)})
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from timellama_dist.config.deepspeed import load_policy
 from timellama_dist.config.load import load_config
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.manifest import MANIFEST_NAME, Manifest
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 from timellama_dist.launch.command import run_command
 from timellama_dist.planning.estimate import PROMPT_TOKENS, Estimate, estimate
 from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
@@ -121,9 +121,7 @@ def make_plan(
     Raises:
         ConfigError: a value out of bounds, or values that don't fit each other.
     """
-    for flag, value in (("--num-gpus", num_gpus), ("--channels", num_channels)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{flag} must be at least 1, got {value}")
+    require_at_least(1, {"--num-gpus": num_gpus, "--channels": num_channels})
     if num_gpus is not None:
         config = replace(config, scaling=replace(config.scaling, num_workers=num_gpus))
     world_size = config.scaling.most_workers

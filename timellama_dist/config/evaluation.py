@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from timellama_dist.config.schema import DataSection, ScalingSection
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 
 BASELINES = ("seasonal_naive", "naive2", "ridge")
 """What `model` may name instead of an exported model."""
@@ -39,8 +39,7 @@ class EvaluateConfig:
             raise ConfigError(
                 f"model must be given: an exported model (RUN/model) or {', '.join(BASELINES)}"
             )
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+        require_at_least(1, {"batch_size": self.batch_size})
         if self.scaling.elastic:
             raise ConfigError(
                 f"scaling.num_workers must be a number here, got {list(self.scaling.num_workers)}"  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from timellama_dist.config.schema import ScalingSection
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,7 @@ class ForecastConfig:
             if not getattr(self, key):
                 raise ConfigError(f"{key} must be given")
         for key, least in (("batch_size", 1), ("part_windows", 1), ("cutoffs", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} must be at least {least}, got {getattr(self, key)}")
+            require_at_least(least, {key: getattr(self, key)})
         if self.stride is not None and (self.stride < 1 or not self.cutoffs):
             raise ConfigError(
                 f"stride must be at least 1, and given with cutoffs, got {self.stride}"

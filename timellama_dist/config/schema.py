@@ -9,14 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import require, require_at_least
 
 DEFAULT_DATA = "epf"
-
-
-def _require(condition: bool, key: str, bound: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{key} must be {bound}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +59,13 @@ class DataSet:
         Raises:
             ConfigError: named by its key.
         """
-        _require(
+        require(
             0 < self.train_fraction <= 1, f"{key}.train_fraction", "in (0, 1]", self.train_fraction
         )
         if self.split is not None:
             train, validation, test = self.split
             last_rows = train == 0 and min(validation, test) >= 1
-            _require(
+            require(
                 min(self.split) > 0 or last_rows,
                 f"{key}.split",
                 "three positive numbers, or [0, V, T] rows",
@@ -95,9 +90,9 @@ class MixturePart(DataSet):
 
     def check(self, key: str) -> None:
         """Refuse a value out of its bound, named by its key."""
-        _require(bool(self.path), f"{key}.path", "given", self.path)
+        require(bool(self.path), f"{key}.path", "given", self.path)
         super().check(key)
-        _require(
+        require(
             self.weight is None or 0 < self.weight < math.inf,
             f"{key}.weight",
             "above 0 and finite",
@@ -119,8 +114,7 @@ class DataSection(DataSet):
     """Several data sets in one run instead of path; batches are of one set at a time."""
 
     def __post_init__(self) -> None:
-        _require(self.context_len >= 1, "data.context_len", "at least 1", self.context_len)
-        _require(self.horizon >= 1, "data.horizon", "at least 1", self.horizon)
+        require_at_least(1, {"data.context_len": self.context_len, "data.horizon": self.horizon})
         self.check("data")
         if self.mixture is not None:
             self._check_mixture(self.mixture)
@@ -149,9 +143,9 @@ class DataSection(DataSet):
         return "data" if self.mixture is None else f"data.mixture[{number}]"
 
     def _check_mixture(self, mixture: Sequence[MixturePart]) -> None:
-        _require(len(mixture) >= 1, "data.mixture", "at least one data set", mixture)
+        require(len(mixture) >= 1, "data.mixture", "at least one data set", mixture)
         for key in fields(DataSet):
-            _require(
+            require(
                 getattr(self, key.name) == key.default,
                 f"data.{key.name}",
                 "left out beside data.mixture, whose parts have their own",
@@ -163,13 +157,13 @@ class DataSection(DataSet):
                 ("context_len", part.context_len, self.context_len),
                 ("horizon", part.horizon, self.horizon),
             ):
-                _require(
+                require(
                     own is None or 1 <= own <= most,
                     f"{self.part_key(number)}.{name}",
                     f"between 1 and data.{name}={most}",
                     own,
                 )
-            _require(
+            require(
                 (part.weight is None) == (mixture[0].weight is None),
                 f"{self.part_key(number)}.weight",
                 "given for all parts or for none, for weights are relative to each other",
@@ -197,7 +191,7 @@ class BackboneSection:
     """To measure what the blocks add: one trained block of attention in their place, or nothing."""
 
     def __post_init__(self) -> None:
-        _require(self.num_blocks >= 1, "backbone.num_blocks", "at least 1", self.num_blocks)
+        require_at_least(1, {"backbone.num_blocks": self.num_blocks})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +224,7 @@ class DLoraSection:
     """Weight of the load-balance loss (lambda; eq. 6-7)."""
 
     def __post_init__(self) -> None:
-        _require(self.balance_weight >= 0, "dlora.balance_weight", ">= 0", self.balance_weight)
+        require(self.balance_weight >= 0, "dlora.balance_weight", ">= 0", self.balance_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,11 +253,9 @@ class ModelSection:
     """A map for each channel, half its own and half that of all channels, instead of the latter."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.alignment_heads >= 1, "model.alignment_heads", "at least 1", self.alignment_heads
-        )
-        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
-        _require(self.clip is None or self.clip > 0, "model.clip", "above 0", self.clip)
+        require_at_least(1, {"model.alignment_heads": self.alignment_heads})
+        require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        require(self.clip is None or self.clip > 0, "model.clip", "above 0", self.clip)
 
     @property
     def per_channel(self) -> str | None:
@@ -324,11 +316,17 @@ class TrainSection:
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "micro_batch_size", "log_every", "max_skipped_steps"):
-            _require(getattr(self, key) >= 1, f"train.{key}", "at least 1", getattr(self, key))
-        for key in ("max_steps", "validate_every", "save_every"):
-            value = getattr(self, key)
-            _require(value is None or value >= 1, f"train.{key}", "at least 1", value)
+        for key in (
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "max_skipped_steps",
+            "max_steps",
+            "validate_every",
+            "save_every",
+        ):
+            require_at_least(1, {f"train.{key}": getattr(self, key)})
         for key in (
             "weight_decay",
             "clip_norm",
@@ -337,18 +335,18 @@ class TrainSection:
             "seed",
             "backoff_steps",
         ):
-            _require(getattr(self, key) >= 0, f"train.{key}", ">= 0", getattr(self, key))
+            require(getattr(self, key) >= 0, f"train.{key}", ">= 0", getattr(self, key))
         spike = self.rollback_on_spike
-        _require(spike is None or spike > 1, "train.rollback_on_spike", "above 1", spike)
-        _require(self.seed < 1 << 63, "train.seed", "below 2**63", self.seed)
-        _require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
-        _require(
+        require(spike is None or spike > 1, "train.rollback_on_spike", "above 1", spike)
+        require(self.seed < 1 << 63, "train.seed", "below 2**63", self.seed)
+        require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
+        require(
             0 <= self.warmup_fraction < 1,
             "train.warmup_fraction",
             "in [0, 1)",
             self.warmup_fraction,
         )
-        _require(
+        require(
             self.batch_size % self.micro_batch_size == 0,
             "train.batch_size",
             f"a multiple of train.micro_batch_size={self.micro_batch_size}",
@@ -389,19 +387,19 @@ class ScalingSection:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             1 <= self.least_workers <= self.most_workers,
             "scaling.num_workers",
             "at least 1, or [least, most]",
             self.num_workers,
         )
-        _require(
+        require(
             self.cpus_per_worker is None or self.cpus_per_worker > 0,
             "scaling.cpus_per_worker",
             "above 0",
             self.cpus_per_worker,
         )
-        _require(self.max_failures >= -1, "scaling.max_failures", ">= -1", self.max_failures)
+        require(self.max_failures >= -1, "scaling.max_failures", ">= -1", self.max_failures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,8 +420,8 @@ class RunSection:
 
     def __post_init__(self) -> None:
         for key in ("keep_checkpoints", "max_failed_saves"):
-            _require(getattr(self, key) >= 1, f"run.{key}", ">= 1", getattr(self, key))
-        _require(
+            require_at_least(1, {f"run.{key}": getattr(self, key)})
+        require(
             not (self.resume and self.dir is None), "run.dir", "given with run.resume", self.dir
         )
 
@@ -457,20 +455,20 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         micro_batches = self.train.batch_size // self.train.micro_batch_size
-        _require(
+        require(
             self.scaling.elastic or micro_batches % self.scaling.most_workers == 0,
             "scaling.num_workers",
             f"a divisor of the {micro_batches} micro-batches of a step (train.batch_size="
             f"{self.train.batch_size} / train.micro_batch_size={self.train.micro_batch_size})",
             self.scaling.num_workers,
         )
-        _require(
+        require(
             self.scaling.most_workers <= micro_batches,
             "scaling.num_workers",
             f"at most {micro_batches} workers, one for each micro-batch of a step",
             self.scaling.num_workers,
         )
-        _require(
+        require(
             self.backbone.kind == "llama" or not self.dlora.enabled,
             "dlora.enabled",
             f"false beside backbone.kind={self.backbone.kind}, which has nothing to adapt",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 
 Objective = Literal["validation", "active_parameters", "trainable_parameters", "step_s"]
 
@@ -128,9 +128,7 @@ class SearchConfig:
             ("max_failures", 0),
             ("seed", 0),
         ):
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise ConfigError(f"{key} must be at least {least}, got {value}")
+            require_at_least(least, {key: getattr(self, key)})
         for key, bound in (("reduction", 1), ("memory_gib", 0)):
             value = getattr(self, key)
             if value is not None and not bound < value < math.inf:

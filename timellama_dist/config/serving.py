@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,9 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model must be given")
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port must be between 1 and 65535, got {self.port}")
+        require(1 <= self.port <= 65535, "port", "between 1 and 65535", self.port)
         for key in ("replicas", "max_batch", "max_body_bytes", "max_series", "max_forecasts"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if self.max_queued < 0:
-            raise ConfigError(f"max_queued must be at least 0, got {self.max_queued}")
+            require_at_least(1, {key: getattr(self, key)})
+        require_at_least(0, {"max_queued": self.max_queued})
         for key in ("cpus_per_replica", "timeout_s"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"{key} must be above 0, got {getattr(self, key)}")
+            require(getattr(self, key) > 0, key, "above 0", getattr(self, key))

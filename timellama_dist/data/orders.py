@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from timellama_dist.data.shuffle import MOST_OPEN_CHUNKS, shuffled_ids
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 
 IntArray = NDArray[np.int64]
 
@@ -64,15 +64,15 @@ class TrainOrder:
     def __post_init__(self) -> None:
         if self.num_windows < 1:
             raise ConfigError(f"cannot train on {self.num_windows} windows")
-        if self.seed < 0:
-            raise ConfigError(f"train.seed must be at least 0, got {self.seed}")
-        for key, value in (
-            ("train.batch_size", self.batch_size),
-            ("train.micro_batch_size", self.micro_batch_size),
-            ("scaling.num_workers", self.world_size),
-        ):
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
+        require_at_least(0, {"train.seed": self.seed})
+        require_at_least(
+            1,
+            {
+                "train.batch_size": self.batch_size,
+                "train.micro_batch_size": self.micro_batch_size,
+                "scaling.num_workers": self.world_size,
+            },
+        )
         if self.batch_size % self.micro_batch_size:
             raise ConfigError(
                 f"train.batch_size={self.batch_size} must be a multiple of "
@@ -126,12 +126,13 @@ class EvaluationOrder:
     world_size: int
 
     def __post_init__(self) -> None:
-        for key, value in (
-            ("train.micro_batch_size", self.batch_size),
-            ("scaling.num_workers", self.world_size),
-        ):
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
+        require_at_least(
+            1,
+            {
+                "train.micro_batch_size": self.batch_size,
+                "scaling.num_workers": self.world_size,
+            },
+        )
         _check_rank(self.world_rank, self.world_size)
 
     @property

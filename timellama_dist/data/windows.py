@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require_at_least
 
 IntArray = NDArray[np.int64]
 SplitName = Literal["train", "validation", "test"]
@@ -219,9 +219,7 @@ class WindowIndex:
         """
         _check_choices(("split", name, SplitName), ("split_by", split_by, SplitBy))
         _check_choices(("data.short_series", short_series, ShortSeries))
-        for key, length in (("data.context_len", context_len), ("data.horizon", horizon)):
-            if length < 1:
-                raise ConfigError(f"{key} must be at least 1, got {length}")
+        require_at_least(1, {"data.context_len": context_len, "data.horizon": horizon})
         rows = np.atleast_1d(np.asarray(num_rows, dtype=np.int64))
         split_name = cast(SplitName, name)
         if split_by == "series":

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
-from timellama_dist.errors import ConfigError
+from timellama_dist.errors import ConfigError, require, require_at_least
 
 PEFT_TYPE = "DLORA"
 
@@ -67,12 +67,9 @@ class DLoraConfig(PeftConfig):
         # PEFT looks methods up by this key; a string does where its enum has no member.
         self.peft_type: Any = PEFT_TYPE
         for key in ("num_experts", "rank"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"dlora.{key} must be at least 1, got {getattr(self, key)}")
-        if not self.alpha > 0:
-            raise ConfigError(f"dlora.alpha must be above 0, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dlora.dropout must be at least 0 and below 1, got {self.dropout}")
+            require_at_least(1, {f"dlora.{key}": getattr(self, key)})
+        require(self.alpha > 0, "dlora.alpha", "above 0", self.alpha)
+        require(0 <= self.dropout < 1, "dlora.dropout", "at least 0 and below 1", self.dropout)
         for key, choices in (
             ("scope", Scope),
             ("gate", Gate),
@@ -95,9 +92,9 @@ class DLoraConfig(PeftConfig):
         if not isinstance(self.target_modules, str):
             self.target_modules = list(self.target_modules)
             self.check_top_n(len(set(self.target_modules)))
-        elif self.top_n < 1:
+        else:
             # The upper bound is known once the expression has met a model.
-            raise ConfigError(f"dlora.top_n must be at least 1, got {self.top_n}")
+            require_at_least(1, {"dlora.top_n": self.top_n})
 
     def check_top_n(self, num_modules: int) -> None:
         """Check that a router over `num_modules` linears per block can choose top_n experts.

@@ -112,8 +112,8 @@ REFUSED = [
     ),
     ("scaling", {"cpus_per_worker": 0.0}, "scaling.cpus_per_worker must be above 0, got 0.0"),
     ("scaling", {"max_failures": -2}, "scaling.max_failures must be >= -1, got -2"),
-    ("run", {"keep_checkpoints": 0}, "run.keep_checkpoints must be >= 1, got 0"),
-    ("run", {"max_failed_saves": 0}, "run.max_failed_saves must be >= 1, got 0"),
+    ("run", {"keep_checkpoints": 0}, "run.keep_checkpoints must be at least 1, got 0"),
+    ("run", {"max_failed_saves": 0}, "run.max_failed_saves must be at least 1, got 0"),
     ("run", {"resume": True}, "run.dir must be given with run.resume, got None"),
 ]
 
