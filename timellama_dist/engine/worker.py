@@ -52,6 +52,7 @@ from timellama_dist.storage import open_place
 _logger = logging.getLogger(__name__)
 
 _MOST_BETWEEN_VALIDATIONS = 250
+_MOST_WAITED_S = 10.0
 EXPORTED = "model"
 """Folder of the exported model inside the last checkpoint."""
 
@@ -361,7 +362,10 @@ def _mailbox(
 
     def tell(record: dict[str, Any]) -> None:
         records.info(json.dumps(record))
-        monitor.append.remote(record)
+        sent = monitor.append.remote(record)
+        if record["kind"] == "saved":
+            # What the driver must have before this worker ends, with all that came before it.
+            ray.wait([sent], timeout=_MOST_WAITED_S)
 
     request = monitor.stop_requested.remote()
 
