@@ -208,6 +208,18 @@ def test_series_without_a_training_row_are_dropped_and_counted(tmp_path: Path) -
     assert fault.startswith("nothing is left to train on: 3 series dropped")
 
 
+def test_all_is_read_at_the_end(tmp_path: Path, source: Path) -> None:
+    from timellama_dist.launch.prepare_job import Counts, run_job
+    from timellama_dist.launch.prepare_plan import plan_job
+
+    told: list[Counts] = []
+    plan = plan_job(source, tmp_path / "out", table=TableOptions(), prepare=PrepareOptions())
+    run_job(plan, progress=told.append)
+    rows = sum(40 + number for number in range(30))
+    assert (told[-1].rows_read, told[-1].rows_arranged) == (rows, rows)
+    assert told[-1].bytes_read == told[-1].bytes_total > 0
+
+
 def test_splitting_by_series_scales_by_the_training_series_together(tmp_path: Path) -> None:
     path = tmp_path / "walks.parquet"
     frames = [series(number, 50) for number in range(20)]

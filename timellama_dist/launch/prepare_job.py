@@ -194,6 +194,7 @@ def _pipeline(job: _Job) -> Dataset:
 def _read(job: _Job, number: int) -> Iterator[pa.Table]:
     piece = job.pieces[number]
     yield typed_schema(job.recipe.columns).empty_table()
+    bytes_left = piece.num_bytes
     for first_row, raw in read_piece(piece, job.recipe.columns):
         typed, findings = job.recipe.parse(raw, piece.file, first_row)
         # A row group at a time, or a block of a CSV file.
@@ -201,7 +202,10 @@ def _read(job: _Job, number: int) -> Iterator[pa.Table]:
         share = piece.num_bytes // groups if groups else min(piece.num_bytes, raw.nbytes)
         key = ("read", number, first_row)
         _enter(job, key, findings, rows_read=len(raw), bytes_read=share)
+        bytes_left -= share
         yield job.kept.without(typed)
+    # How much text the rows of a CSV file were was a guess.
+    _enter(job, ("end", number), Findings(), bytes_read=bytes_left)
 
 
 def _write(job: _Job, typed: pa.Table) -> pa.Table:
