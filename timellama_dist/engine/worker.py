@@ -272,7 +272,9 @@ class _Worker:
 
         share = progress.best_metrics.get("path_share", 1.0)
         text = f"testing the weights of step {progress.best_step}"
-        if share != 1:
+        if progress.best_step == 0:
+            text = "testing the linear map alone, on which no step improved"
+        elif share != 1:
             text += f", with {share:g} of what they add to the linear map"
         self.tell({"kind": "phase", "text": text})
         set_weights(engine, best)
