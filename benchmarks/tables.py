@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Task:
     horizons: tuple[int, ...]
     published: dict[str, tuple[float, ...]]
     """Test MSE by horizon, of other papers' methods, as they print it."""
+    contexts: dict[int, int] = field(default_factory=dict)
+    """By horizon, where it isn't the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ TASKS = (
             "PatchTST": (0.290, 0.332, 0.366, 0.416),
             "DLinear": (0.299, 0.335, 0.369, 0.425),
         },
+        contexts=dict.fromkeys((336, 720), 1344),
     ),
     Task(
         name="weather",
@@ -236,6 +239,7 @@ def run(cell: Cell, arguments: argparse.Namespace, scratch: Path) -> Result:
         table = m4.prepare(cell.task.name, table, cell.horizon, scratch / "prepared")
     recipe = yaml.safe_load((CONFIGS / f"{cell.task.name}.yaml").read_text(encoding="utf-8"))
     data = recipe["data"] | {"path": str(table), "horizon": cell.horizon}
+    data["context_len"] = cell.task.contexts.get(cell.horizon, data["context_len"])
     if cell.setting in PUBLISHED:
         return run_published(cell, data, scratch)
     return run_train(cell, data, scratch, arguments.words)
@@ -253,7 +257,7 @@ def keys_of(cell: Cell) -> dict[str, Any]:
 def run_train(cell: Cell, data: dict[str, Any], scratch: Path, words: Sequence[str]) -> Result:
     """What one run of `ray_jobs/train.py` found."""
     keys = {"train.seed": cell.seed, **keys_of(cell)}
-    keys |= {"data.path": data["path"], "data.horizon": cell.horizon}
+    keys |= {f"data.{key}": data[key] for key in ("path", "context_len", "horizon")}
     run_dir = scratch / cell.name
     # With one worker nothing is to be sharded; stage 3 only costs time then.
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero1.json"), *words]

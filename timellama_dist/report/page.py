@@ -189,12 +189,13 @@ def _results(metrics: Mapping[str, Any]) -> str:
 
 def _costs(metrics: Mapping[str, Any]) -> str:
     train, memory = metrics["train"], metrics["memory"]
-    rate = train["windows_per_s"]
+    # Of a start that found the run at its end no saving is known.
+    rate, saving = train["windows_per_s"], metrics["checkpoints"]["seconds"]
     rows: list[Sequence[Any]] = [
         ("", ""),
         ("training", f"{train['seconds']:.1f} s, {train['steps']} steps"),
         ("windows per second", "-" if rate is None else f"{rate:.0f}"),
-        ("saving checkpoints", f"{metrics['checkpoints']['seconds']:.1f} s"),
+        ("saving a checkpoint", "-" if saving is None else f"{saving:.1f} s"),
         ("workers, ZeRO stage", f"{metrics['world_size']}, {metrics['zero_stage']}"),
         ("frozen backbone, unsharded", _mib(memory["frozen_bytes_unsharded"])),
     ]
