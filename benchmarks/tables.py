@@ -77,6 +77,7 @@ TASKS = (
             "DLinear": (0.375, 0.405, 0.439, 0.472),
             "AutoTimes, LLaMA-7B": (0.360, 0.388, 0.401, 0.406),
         },
+        contexts={720: 672},
     ),
     Task(
         name="ettm1",
