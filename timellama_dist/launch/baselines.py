@@ -26,6 +26,8 @@ Batch = dict[str, np.ndarray]
 # Windows per task: the sums are L x L, so small batches would ship more sums than windows.
 _BATCH = 1024
 _MOST_FITTED = 1 << 18
+# Of a map that all channels share, each channel of a window is a row.
+_MOST_ROWS = 1 << 20
 
 
 def fit_shortcut(
@@ -33,8 +35,9 @@ def fit_shortcut(
 ) -> Float64:
     """The linear map of a data set, fitted on its training windows.
 
-    At most 262,144 of them, evenly spread over the training part; what is chosen is chosen on as
-    many windows of the validation part (see `engine.linear`).
+    At most 262,144 of them, and for a map that all channels share 1,048,576 windows x channels,
+    evenly spread over the training part; what is chosen is chosen on as many windows of the
+    validation part (see `engine.linear`).
 
     Args:
         data: the prepared data.
@@ -118,17 +121,22 @@ def _rows(
         "train_fraction": part.train_fraction,
         "short_series": part.short_series,
     }
-    some = None if split == "test" else _fitted(len(WindowReader(data, **windows)))
+    some = None
+    if split != "test":
+        reader = WindowReader(data, **windows)
+        channels, per_channel = reader.manifest.num_channels, arguments["per_channel"]
+        some = _fitted(len(reader), channels, per_channel=per_channel)
     dataset = window_dataset(data, window_ids=some, batch_size=_BATCH, **windows)
     made = dataset.map_batches(fn, batch_size=_BATCH, fn_kwargs=arguments)
     return iter(made.iter_rows())
 
 
-def _fitted(num_windows: int) -> np.ndarray | None:
+def _fitted(num_windows: int, num_channels: int, *, per_channel: bool) -> np.ndarray | None:
     """Windows of a split that the map is fitted to; None for all."""
-    if num_windows <= _MOST_FITTED:
+    most = _MOST_FITTED if per_channel else min(_MOST_FITTED, _MOST_ROWS // num_channels)
+    if num_windows <= most:
         return None
-    return np.linspace(0, num_windows - 1, _MOST_FITTED).astype(np.int64)
+    return np.linspace(0, num_windows - 1, max(1, most)).astype(np.int64)
 
 
 def _mean_errors(split: str, scores: Iterator[dict[str, Any]]) -> np.ndarray:

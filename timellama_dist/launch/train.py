@@ -94,6 +94,7 @@ def train(config: RunConfig) -> Outcome:
             print("note: train.precision=bf16 on a CPU is many times slower than fp32", flush=True)
         check_nodes(plan)
         sets = _open_run_dir(plan, run_dir)
+        print("fitting the linear map, scoring it and seasonal naive", flush=True)
         maps = fit_shortcuts(plan, sets)
         baselines = _baselines(plan, sets, maps)
         name, monitor = Monitor.start()
