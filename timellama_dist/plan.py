@@ -128,6 +128,7 @@ def make_plan(
     hardware = find_hardware(gpu, world_size)
     shape = find_shape(config, backbone_config)
     num_channels = num_channels or _num_channels(config)
+    config = replace(config, train=config.train.fitted(num_channels))
     own = load_policy(config.deepspeed)
     policies = dict(POLICIES)
     chosen = next((name for name, policy in policies.items() if policy == own), None)

@@ -7,13 +7,18 @@ from itertools import islice
 import numpy as np
 import pytest
 import ray
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
 
+from timellama_dist.config.schema import DataSection, RunConfig, TrainSection
+from timellama_dist.data.mixture import PreparedSet
 from timellama_dist.data.orders import EvaluationOrder, TrainOrder
 from timellama_dist.data.prepare import write_prepared
 from timellama_dist.data.reader import WindowReader
 from timellama_dist.data.series import Series, Table
 from timellama_dist.data.stream import _segments, stream_batches, window_dataset
+from timellama_dist.engine.datasets import RunData
 
 LENGTHS = {"context_len": 16, "horizon": 8}
 ROWS, TRAIN = 900, 630
@@ -260,3 +265,36 @@ def test_two_workers_of_half_a_core_each_make_progress_on_two_cores(path):
 
     for order, starts in zip(orders, ray.get(jobs, timeout=60), strict=True):
         assert starts == order.window_ids(np.arange(len(order))).tolist()
+
+
+class LastValue(nn.Module):
+    """Repeats the last value of each window 8 times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, past_BLC, dataset):
+        return past_BLC[:, -1:].repeat(1, 8, 1)
+
+
+def test_a_validation_takes_so_many_windows_and_says_how_far_it_is(path, windows, monkeypatch):
+    keys = {"context_len": 16, "horizon": 8, "path": str(path)}
+    train = {"validate_windows": 5, "micro_batch_size": 1}
+    config = RunConfig(data=DataSection(**keys), train=TrainSection(**train))
+    monkeypatch.setattr("timellama_dist.engine.datasets._QUIET_S", 0.0)
+    told = []
+    prepared = PreparedSet(name="walk", path=str(path), prompt="")
+    data = RunData([prepared], config, rank=0, world_size=1, tell=told.append)
+
+    found = data.evaluate(LastValue(), "validation")[1.0]
+
+    # Every 16th or 17th of 83 windows.
+    some = windows["validation"][[0, 16, 33, 49, 66]]
+    assert found["mse"] == pytest.approx(np.square(some[:, 16:] - some[:, 15:16]).mean(), rel=1e-5)
+    assert told == [
+        {"kind": "evaluating", "split": "validation", "done": done, "total": 5} for done in (4, 5)
+    ]
+    del told[:]
+    data.evaluate(LastValue(), "test")
+    assert told[-1] == {"kind": "evaluating", "split": "test", "done": 173, "total": 173}

@@ -12,6 +12,9 @@ from typing import Any, Literal, Self
 from timellama_dist.errors import require, require_at_least
 
 DEFAULT_DATA = "epf"
+# Windows x channels of `train.fit_channels`: 32 windows of 32 channels, and on a CPU a minute.
+_MOST_TAKEN = 1 << 10
+_MOST_VALIDATED = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +283,9 @@ class TrainSection:
     """Windows per optimizer step over all workers; independent of their number."""
     micro_batch_size: int = 32
     """Windows per forward pass of one worker; the rest of batch_size is accumulated."""
+    fit_channels: bool = False
+    """Take fewer windows of many channels: at most 1024 windows x channels a micro-batch, in a step
+    as many micro-batches as before, and 131,072 windows x channels a validation."""
     learning_rate: float = 1e-3
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
@@ -294,6 +300,8 @@ class TrainSection:
     """On z-scored values."""
     validate_every: int | None = None
     """Steps between validations; if not given, an epoch or 250 steps, whichever is less."""
+    validate_windows: int | None = None
+    """Windows of each data set that a validation takes at most, evenly spread; all if not given."""
     average_steps: int = 0
     """Validate and keep a running mean of the weights, over about so many steps; 0: the weights."""
     patience: int = 3
@@ -315,6 +323,19 @@ class TrainSection:
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
+    def fitted(self, num_channels: int) -> Self:
+        """This section as `fit_channels` has it for so many channels."""
+        if not self.fit_channels:
+            return self
+        micro = min(self.micro_batch_size, max(1, _MOST_TAKEN // num_channels))
+        most = max(1, _MOST_VALIDATED // num_channels)
+        return replace(
+            self,
+            batch_size=self.batch_size * micro // self.micro_batch_size,
+            micro_batch_size=micro,
+            validate_windows=min(self.validate_windows or most, most),
+        )
+
     def __post_init__(self) -> None:
         for key in (
             "epochs",
@@ -324,6 +345,7 @@ class TrainSection:
             "max_skipped_steps",
             "max_steps",
             "validate_every",
+            "validate_windows",
             "save_every",
         ):
             require_at_least(1, {f"train.{key}": getattr(self, key)})

@@ -116,14 +116,16 @@ class TrainOrder:
 class EvaluationOrder:
     """One rank's share of an exact evaluation: each window once over all ranks.
 
-    Batch j of the rank is the windows of batch j * world_size + world_rank of the split, in id
-    order. All ranks have equally many batches and all batches are full: ids of -1 pad the end.
+    Batch j of the rank is batch j * world_size + world_rank of the windows taken, in id order. All
+    ranks have equally many batches and all batches are full: ids of -1 pad the end.
     """
 
     num_windows: int
     batch_size: int
     world_rank: int
     world_size: int
+    most: int | None = None
+    """Not more than so many windows, evenly spread over the split."""
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -136,9 +138,14 @@ class EvaluationOrder:
         _check_rank(self.world_rank, self.world_size)
 
     @property
+    def num_taken(self) -> int:
+        """Windows over all ranks."""
+        return min(self.num_windows, self.most or self.num_windows)
+
+    @property
     def num_batches(self) -> int:
         """Batches per rank, the same for every rank."""
-        return -(-self.num_windows // (self.batch_size * self.world_size))
+        return -(-self.num_taken // (self.batch_size * self.world_size))
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -146,8 +153,9 @@ class EvaluationOrder:
     def window_ids(self, places: ArrayLike) -> IntArray:
         """Window ids, -1 for padding, at this rank's own places."""
         batches, offsets = np.divmod(np.asarray(places, dtype=np.int64), self.batch_size)
-        ids = (batches * self.world_size + self.world_rank) * self.batch_size + offsets
-        return np.where(ids < self.num_windows, ids, -1)
+        taken = (batches * self.world_size + self.world_rank) * self.batch_size + offsets
+        ids = taken * self.num_windows // max(1, self.num_taken)
+        return np.where(taken < self.num_taken, ids, -1)
 
 
 @dataclass(frozen=True, eq=False)

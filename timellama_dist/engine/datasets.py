@@ -1,6 +1,7 @@
 """The data sets of a run as one rank sees them: their batches in training, their errors."""
 
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -22,6 +23,7 @@ from timellama_dist.storage import Place, open_place
 _NUM_EXAMPLES = 3
 _NUM_CALIBRATION = 1024
 _ERROR_BYTES = 128 << 20
+_QUIET_S = 10.0
 
 
 class RunData:
@@ -35,6 +37,7 @@ class RunData:
         config: the run.
         rank: this worker's number.
         world_size: how many workers there are.
+        tell: takes a record (a plain dict) of how far a long evaluation is.
 
     Raises:
         ConfigError: see `WindowReader`.
@@ -42,9 +45,16 @@ class RunData:
     """
 
     def __init__(
-        self, sets: Sequence[PreparedSet], config: RunConfig, *, rank: int, world_size: int
+        self,
+        sets: Sequence[PreparedSet],
+        config: RunConfig,
+        *,
+        rank: int,
+        world_size: int,
+        tell: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
         self.sets = sets
+        self.tell = tell
         self.config = config
         self.rank, self.world_size = rank, world_size
         self.readers = {split: self._open(split) for split in SPLIT_NAMES}
@@ -110,7 +120,7 @@ class RunData:
     def evaluate(
         self, engine: Any, split: SplitName, shares: Sequence[float] = (1.0,)
     ) -> dict[float, dict[str, Any]]:
-        """Errors over every window of a split; every rank must call.
+        """Errors over every window of a split, or `train.validate_windows`; every rank must call.
 
         Args:
             engine: the DeepSpeed engine.
@@ -228,6 +238,16 @@ class RunData:
             for batch in batches:
                 yield self._fitted(batch)
 
+    def _told(self, batches: Iterable[Batch], split: SplitName, total: int) -> Iterator[Batch]:
+        """The batches; says now and then how far a long evaluation is."""
+        done, told = 0, time.monotonic()
+        for batch in batches:
+            yield batch
+            done += int(np.count_nonzero(batch["weight"])) * self.world_size
+            if (now := time.monotonic()) - told >= _QUIET_S:
+                told = now
+                self.tell({"kind": "evaluating", "split": split, "done": done, "total": total})
+
     def _evaluate(
         self, engine: Any, split: SplitName, number: int, shares: Sequence[float]
     ) -> tuple[dict[float, ErrorSums], dict[str, Any] | None]:
@@ -239,10 +259,12 @@ class RunData:
             batch_size=batch_size,
             world_rank=self.rank,
             world_size=self.world_size,
+            most=self.config.train.validate_windows if split == "validation" else None,
         )
+        batches = self._batches(reader, order, batch_size=batch_size)
         return evaluate(
             engine,
-            self._batches(reader, order, batch_size=batch_size),
+            self._told(batches, split, order.num_taken),
             horizon=self.config.data.horizon,
             num_channels=reader.manifest.num_channels,
             dataset=number,

@@ -132,7 +132,9 @@ class _Worker:
         self.device = _device(told.use_gpu)
         self.tell, self.asked_to_stop = _mailbox(told.monitor, self.rank)
         sets = [PreparedSet(**one) for one in told.datasets]
-        self.data = RunData(sets, self.config, rank=self.rank, world_size=self.world_size)
+        self.data = RunData(
+            sets, self.config, rank=self.rank, world_size=self.world_size, tell=self.tell
+        )
 
     def run(self) -> dict[str, Any]:
         checkpoints = open_place(self.told.checkpoints)

@@ -22,7 +22,7 @@ def describe(plan: RunPlan) -> str:
     )
     # Of a set that was prepared before, they were printed then.
     notes = [f"note: {note}" for one in plan.sets if one.table for note in one.table.notes]
-    return "\n".join([*sets, summary, *_skipped(plan), *notes])
+    return "\n".join([*sets, summary, *_fitted(plan), *_skipped(plan), *notes])
 
 
 def _encoder(backbone: BackboneSection) -> str:
@@ -35,6 +35,16 @@ def _workers(scaling: ScalingSection) -> str:
     if not scaling.elastic:
         return str(scaling.most_workers)
     return f"{scaling.least_workers} to {scaling.most_workers}"
+
+
+def _fitted(plan: RunPlan) -> list[str]:
+    train, most = plan.config.train, max(one.num_windows["validation"] for one in plan.sets)
+    if train.validate_windows is None or train.validate_windows >= most:
+        return []
+    return [
+        f"{train.batch_size} windows a step; a validation takes {train.validate_windows} of a data "
+        "set, evenly spread"
+    ]
 
 
 def _skipped(plan: RunPlan) -> list[str]:

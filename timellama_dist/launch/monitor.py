@@ -139,6 +139,14 @@ class ProgressLine:
             left = tqdm.format_interval((self._total - self.step) * step_s)
             self.say(f"step {self.step}/{self._total}: {text}, {left} left")
 
+    def _show_evaluating(self, record: Record) -> None:
+        done, total = min(record["done"], record["total"]), record["total"]
+        text = f"{record['split']}: {done} of {total} windows"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        self.say(text)
+
     def _show_saved(self, record: Record) -> None:
         """What a search looks at; the validation before it was shown."""
 

@@ -167,7 +167,11 @@ def plan_run(config: RunConfig) -> RunPlan:
     if config.model.shortcut_per_channel:
         _check_sums(config, sets)
     plan = RunPlan(
-        config=replace(config, data=_found(config.data, sets)),
+        config=replace(
+            config,
+            data=_found(config.data, sets),
+            train=config.train.fitted(max(one.num_channels for one in sets)),
+        ),
         sets=sets,
         policy=policy,
         hidden_size=check_model(config),

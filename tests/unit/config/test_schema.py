@@ -209,3 +209,22 @@ def test_a_mixture_survives_json_whole() -> None:
     other = MixturePart(path="b", split=(0.5, 0.2, 0.3), columns=["x"], name="other")
     config = RunConfig(data=DataSection(mixture=[A, other]))
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("channels", "fitted"),
+    [
+        (7, (48, 16, 18_724)),
+        (64, (48, 16, 2_048)),
+        (321, (9, 3, 408)),
+        (862, (3, 1, 152)),
+        (200_000, (3, 1, 1)),
+    ],
+)
+def test_many_channels_leave_few_windows(channels: int, fitted: tuple[int, int, int]) -> None:
+    asked = TrainSection(batch_size=48, micro_batch_size=16, fit_channels=True)
+    found = asked.fitted(channels)
+    assert (found.batch_size, found.micro_batch_size, found.validate_windows) == fitted
+    assert found.fitted(channels) == found
+    fixed = replace(asked, fit_channels=False)
+    assert fixed.fitted(channels) == fixed

@@ -120,6 +120,29 @@ def test_evaluation_reads_each_window_once_in_full_equal_batches(
     assert len(ids) - num_windows < batch_size * world_size
 
 
+@given(
+    num_windows=st.integers(1, 300),
+    most=st.integers(1, 300),
+    world_size=st.integers(1, 3),
+)
+def test_some_windows_are_spread_evenly_over_all(num_windows, most, world_size):
+    shares = [
+        evaluation_windows(
+            num_windows, most=most, batch_size=4, world_rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    ids = np.concatenate(shares)
+    taken = np.sort(ids[ids >= 0])
+
+    assert len(taken) == min(most, num_windows)
+    assert len({len(share) for share in shares}) == 1
+    steps = np.diff([*taken, num_windows])
+    assert taken[0] == 0
+    assert steps.min() >= 1
+    assert np.ptp(steps) <= 1
+
+
 @given(num_windows=st.integers(1, 60), data=st.data())
 def test_orders_answer_for_any_places(num_windows, data):
     order = EvaluationOrder(num_windows=num_windows, batch_size=4, world_rank=1, world_size=2)

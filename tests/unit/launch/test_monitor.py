@@ -35,6 +35,15 @@ def record(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def test_a_long_evaluation_says_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ProgressLine(tmp_path / "history.jsonl")
+    line.show([{"kind": "evaluating", "split": "test", "done": 40, "total": 37}])
+    assert capsys.readouterr().err == "test: 37 of 37 windows\n"
+    assert not (tmp_path / "history.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [

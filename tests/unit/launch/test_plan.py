@@ -257,6 +257,23 @@ def test_a_context_is_fitted_to_each_set_and_the_run_takes_the_longest(
     assert plan_run(both.config).config == both.config
 
 
+def test_steps_and_validations_are_fitted_to_many_channels(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = frame()
+    wide = pd.concat([rows["date"], *(rows["a"].rename(f"c{n}") for n in range(400))], axis=1)
+    fit = {"train.fit_channels": True, "train.batch_size": 64, "train.micro_batch_size": 32}
+    path = write(tmp_path, wide)
+    plan = plan_run(config(path, tiny_llama, **fit))
+    train = plan.config.train
+    assert (train.batch_size, train.micro_batch_size, train.validate_windows) == (4, 2, 327)
+    assert plan_run(plan.config).config == plan.config
+    few = describe(plan_run(config(path, tiny_llama, **fit, **{"train.validate_windows": 9})))
+    assert few.splitlines()[1] == (
+        "4 windows a step; a validation takes 9 of a data set, evenly spread"
+    )
+
+
 def test_one_set_is_prepared_in_the_run_s_data_folder(
     table: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
