@@ -1,6 +1,6 @@
 """How many targets of the test part lie in a model's prediction intervals.
 
-    python -m benchmarks.coverage --model RUN/model
+    python -m benchmarks.coverage --model RUN/model --data RUN/data
 
 Every window of the test part counts, every step and channel; each interval follows the errors of
 the forecasts whose truth its cut-off has seen, as `TimeLlamaForecaster.predict(level=...)` does.

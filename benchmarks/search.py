@@ -37,8 +37,8 @@ def main() -> None:
             trials, whole = _searched(config, said.trials, Path(scratch))
         print(f"as a trial, seconds: {spread(trials[1:])}; the first {trials[0]:.1f}")
         print(f"the whole search, by trial: {whole / said.trials:.1f}")
-    ratio = sum(trials[1:]) / sum(alone[1:])
-    print(f"a trial / the run: {ratio:.3f}")
+        ratio = sum(trials[1:]) / sum(alone[1:])
+    print(f"a trial, until its last report / the whole run: {ratio:.3f}")
 
 
 def _alone(config: RunConfig, seed: int, scratch: Path) -> float:
@@ -50,7 +50,7 @@ def _alone(config: RunConfig, seed: int, scratch: Path) -> float:
 
 
 def _searched(config: RunConfig, count: int, scratch: Path) -> tuple[list[float], float]:
-    """Seconds between the ends of trials, and of the whole search."""
+    """Seconds of each trial until its last report, and of the whole search."""
     seeds = {"train.seed": {"choice": list(range(count))}}
     said = SearchConfig(
         space=seeds, searcher="grid", scheduler="none", include_base=False, max_concurrent=1

@@ -64,7 +64,8 @@ class Cell:
         return f"{self.task.name}-{self.horizon}-{self.setting}-seed{self.seed}"
 
 
-# Copied from the papers named; nothing of it was measured here.
+# Copied: Time-LLM, PatchTST and DLinear as Time-LLM's paper prints them, the others from their own
+# papers. Nothing of it was measured here.
 TASKS = (
     Task(
         name="etth1",

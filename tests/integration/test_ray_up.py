@@ -19,7 +19,7 @@ from machines import INTERFACE, Machine, two_machines, wait_until
 from test_job_submit import BIN
 from test_train_job import ROOT, arguments
 
-# Most of a minute; .ci/run names this file.
+# Most of a minute.
 pytestmark = pytest.mark.slow
 
 LOST_HEAD = "RAY_gcs_rpc_server_reconnect_timeout_s"

@@ -1,4 +1,7 @@
-"""The README's programs run as they are printed, in a folder with `my_table.csv`."""
+"""The README's programs run as they are printed, in a folder with `my_table.csv`.
+
+The first one's model is put where `ray_jobs/train.py` would have put it.
+"""
 
 import os
 import re

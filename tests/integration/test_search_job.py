@@ -285,7 +285,7 @@ def test_a_population_goes_on_from_its_best_checkpoints_with_other_rates(
     # Some trial began from another's checkpoint.
     folders = [one.name for one in (run_dir / "trials").iterdir()]
     assert len(folders) > 3
-    # The worst rate of all has been given up.
+    # What is drawn and what is changed stays inside of the space.
     assert all(1e-6 <= one["keys"]["train.learning_rate"] <= 1e-2 for one in trials)
 
 
