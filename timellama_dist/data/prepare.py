@@ -8,6 +8,7 @@ its content, and the manifest is written last: whoever reads sees the old data s
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -50,6 +51,10 @@ SERIES_SCHEMA = pa.schema(
     ]
 )
 """One row a series, see `describe_series`."""
+
+_FILE = r"(series-[0-9a-f]{16}|[0-9a-f]{16}-\d{5,})\.parquet"
+_WRITTEN = re.compile(rf"{_FILE}|\.({_FILE}|{re.escape(MANIFEST_NAME)})\.[0-9a-f]{{12}}")
+"""Names of files of ours but the manifest's, and of files that are being written."""
 
 _CHANNELS_IN_PROMPT = 24
 _GROUP_BYTES = 1 << 20
@@ -473,14 +478,7 @@ def existing_data(output: Place) -> Manifest | None:
     """
     if not output.exists():
         return None
-    ours = output.is_dir() and (
-        (output / MANIFEST_NAME).is_file()
-        # What a run that was killed may have left.
-        or all(
-            child.name == "data" or child.name.startswith("series-") for child in output.children()
-        )
-    )
-    if not ours:
+    if not (output.is_dir() and _is_ours(output)):
         raise DataError(f"{output}: exists and is not a prepared data set; choose another output")
     try:
         return Manifest.load(output)
@@ -488,17 +486,38 @@ def existing_data(output: Place) -> Manifest | None:
         return None
 
 
-def remove_strays(output: Place, manifest: Manifest | None) -> None:
-    """Remove files that the manifest doesn't name; without any manifest, the whole folder.
+def _is_ours(folder: Place) -> bool:
+    manifest = folder / MANIFEST_NAME
+    if manifest.is_file():
+        text = manifest.read_text()
+        try:
+            fields = json.loads(text)
+        except ValueError:
+            return False
+        # Other programs have files of that name.
+        return isinstance(fields, dict) and {"schema_version", "content_hash"} <= fields.keys()
+    # What a run that was killed may have left.
+    data = folder / "data"
+    inside = [child for child in folder.children() if child.name != data.name]
+    inside += data.children() if data.is_dir() else []
+    return all(_WRITTEN.fullmatch(child.name) for child in inside)
 
-    Only in a folder that `existing_data` has accepted.
+
+def remove_strays(output: Place, manifest: Manifest | None) -> None:
+    """Remove files of ours that the manifest doesn't name; without any, also folders left empty.
+
+    Only in a folder that `existing_data` has accepted; what else lies in it stays.
     """
-    if manifest is None:
-        if not (output / MANIFEST_NAME).exists():
-            output.delete()
+    if manifest is None and (output / MANIFEST_NAME).exists():
         return
-    kept = {file.path for file in manifest.files} | {manifest.series_file.path, MANIFEST_NAME}
-    for folder, prefix in ((output, ""), (output / "data", "data/")):
+    kept = set()
+    if manifest is not None:
+        kept = {manifest.series_file.path, *(file.path for file in manifest.files)}
+    for folder, prefix in ((output / "data", "data/"), (output, "")):
+        if not folder.is_dir():
+            continue
         for child in folder.children():
-            if f"{prefix}{child.name}" not in kept and child.name != "data":
+            if _WRITTEN.fullmatch(child.name) and f"{prefix}{child.name}" not in kept:
                 child.delete()
+        if manifest is None and not folder.children():
+            folder.delete()

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -133,6 +134,77 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path, source):
     with pytest.raises(DataError, match=message):
         prepare(source, tmp_path / "out")
     assert (tmp_path / "out/thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "my web app", "icons": []}', "{", "[]", '{"schema_version": 2}']
+)
+def test_a_folder_with_a_manifest_of_another_program_is_not_replaced(tmp_path, source, text):
+    out = tmp_path / "out"
+    (out / "src").mkdir(parents=True)
+    (out / "manifest.json").write_text(text)
+    (out / "src/main.py").write_text("years of work")
+
+    message = "^" + re.escape(f"{out}: exists and is not a prepared data set; choose another")
+    with pytest.raises(DataError, match=message):
+        prepare(source, out)
+    assert (out / "manifest.json").read_text() == text
+    assert (out / "src/main.py").read_text() == "years of work"
+
+
+def test_a_folder_of_someone_s_data_is_not_replaced(tmp_path, source):
+    (tmp_path / "out/data").mkdir(parents=True)
+    (tmp_path / "out/data/own.csv").write_text("years of work")
+
+    with pytest.raises(DataError, match="out: exists and is not a prepared data set"):
+        prepare(source, tmp_path / "out")
+    assert (tmp_path / "out/data/own.csv").read_text() == "years of work"
+
+
+def test_only_files_of_ours_are_removed_from_a_prepared_folder(tmp_path, source, monkeypatch):
+    out = tmp_path / "out"
+    prepare(source, out)
+    mine = {"raw.csv", "NOTES.md", "data/own.parquet", "plots/a.png"}
+    for name in mine:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    (out / "raw.csv").write_bytes(source.read_bytes())
+    ours = ("series-0123456789abcdef.parquet", "data/0123456789abcdef-00000.parquet")
+    for name in (*ours, "data/.0123456789abcdef-00001.parquet.0123456789ab"):
+        (out / name).write_text("of a run that was killed")
+
+    manifest = prepare(out / "raw.csv", out, prompt="p")
+
+    kept = {"manifest.json", manifest.series_file.path, *(file.path for file in manifest.files)}
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == kept | mine
+
+    def crash(*_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(Manifest, "save", crash)
+    with pytest.raises(RuntimeError, match="disk full"):
+        prepare(source, out, prompt="q")
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == kept | mine
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path, source):
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data/0123456789abcdef-00000.parquet").write_text("half")
+    (out / ".manifest.json.0123456789ab").write_text("half")
+
+    manifest = prepare(source, out)
+
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        "data",
+        manifest.series_file.path,
+    }
+    assert [f"data/{path.name}" for path in (out / "data").iterdir()] == [
+        file.path for file in manifest.files
+    ]
 
 
 def test_a_series_without_training_rows_is_refused(tmp_path, source):
