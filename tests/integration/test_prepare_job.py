@@ -99,6 +99,20 @@ def test_a_job_runs_again_only_for_what_changed(tmp_path: Path, source: Path) ->
     assert on_disk == {file.path for file in report.manifest.files}
 
 
+def test_a_table_that_changed_in_all_series_is_prepared_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "walks"
+    folder.mkdir()
+    days = pd.concat([series(number, 48) for number in range(3)])
+    for day in (1, 2):
+        # A file a day, with rows of all series in each.
+        days[days["ds"].dt.day == day].to_csv(folder / f"{day}.csv", index=False)
+        report = run(folder, tmp_path / "out")
+
+    assert report.files_read == 2
+    expected = prepare(folder, tmp_path / "memory")
+    assert report.manifest.content_hash == expected.content_hash
+
+
 def test_files_may_come_and_go(tmp_path: Path, source: Path) -> None:
     run(source, tmp_path / "out")
     (source / "1.parquet").unlink()

@@ -117,6 +117,8 @@ def kept_files(
     ]
     fresh = _ids([files[number] for number in changed], recipe)
     ranges = [group for group in ranges if not _holds(fresh, group)]
+    if not ranges:
+        return Kept.nothing()
     stay = {file.path for group in ranges for file in group}
     redone = [file for file in existing.files if file.path not in stay]
     needed = {*changed, *(same[n] for file in redone for n in file.inputs if n in same)}

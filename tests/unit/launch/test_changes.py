@@ -1,0 +1,65 @@
+"""What a prepared data set keeps when files of its table change, without Ray."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from timellama_dist.data.manifest import Manifest
+from timellama_dist.data.options import TableOptions
+from timellama_dist.data.prepare import PrepareOptions, prepare
+from timellama_dist.launch.prepare_plan import JobPlan, plan_job
+
+
+def plan(folder: Path) -> JobPlan:
+    return plan_job(folder / "in", folder / "out", table=TableOptions(), prepare=PrepareOptions())
+
+
+def write(folder: Path, name: str, ids: str, start: str = "2024-01-01", freq: str = "h") -> None:
+    """A CSV file of 24 rows for each letter of `ids`."""
+    stamps = pd.date_range(start, periods=24, freq=freq)
+    frames = [pd.DataFrame({"unique_id": one, "ds": stamps, "y": np.arange(24.0)}) for one in ids]
+    (folder / "in").mkdir(exist_ok=True)
+    pd.concat(frames).to_csv(folder / "in" / name, index=False)
+
+
+def as_a_job_would(folder: Path) -> None:
+    """Prepare all files in one block, and say in the manifest what a job would."""
+    manifest = prepare(folder / "in", folder / "out")
+    draft = plan(folder).draft
+    numbers = tuple(range(len(draft.inputs)))
+    files = tuple(replace(file, inputs=numbers) for file in manifest.files)
+    replace(manifest, inputs=draft.inputs, options=draft.facts(), files=files).save(folder / "out")
+    assert plan(folder).unchanged
+
+
+def one_file(folder: Path) -> None:
+    write(folder, "a.csv", "xy")
+    as_a_job_would(folder)
+    write(folder, "a.csv", "xy", freq="D")
+
+
+def a_file_a_day(folder: Path) -> None:
+    for day in (1, 2):
+        write(folder, f"day{day}.csv", "xyz", f"2024-01-0{day}")
+    as_a_job_would(folder)
+    write(folder, "day3.csv", "xyz", "2024-01-03")
+
+
+@pytest.mark.parametrize("change", [one_file, a_file_a_day])
+def test_where_no_series_stays_all_is_made_anew(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    change(tmp_path)
+
+    planned = plan(tmp_path)
+
+    assert planned.files_read == len(list((tmp_path / "in").iterdir()))
+    kept = planned.kept
+    assert (kept.files, len(kept.firsts), kept.series) == ((), 0, None)
+    # Of the old data set: a table that has become daily is not to be held against it.
+    assert (kept.frequency, kept.notes) == (None, ())
+    assert Manifest.load(tmp_path / "out").frequency == "h"
