@@ -25,7 +25,11 @@ TIME_NAMES = ("date", "ds", "timestamp", "time", "datetime")
 NULLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "#N/A"]
 
 _ROW_BITS = 40
-_OFFSET = r"(Z|[+-]\d{2}:?\d{2})$"
+# After a time of day: the -2015 of 25-12-2015 is none.
+_OFFSET = (
+    r"(?:\d:\d{2}(?::\d{2}(?:[.,]\d+)?)?|\dT\d{2,6}(?:[.,]\d+)?)\s*(?:[AaPp][Mm])?\s*"
+    r"(Z|[+-]\d{2}(?::?\d{2})?)$"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,7 @@ def decide_columns(sample: pa.Table, place: str, options: TableOptions) -> Colum
         time=time,
         values=_choose_values(names, time, place, options),
         time_format=_guess_format(sample[time], place, time) if text else None,
-        zoned=_has_offset(sample[time]) if text else getattr(kind, "tz", None) is not None,
+        zoned=_has_offset(sample[time]) if text else _has_zone(kind),
     )
 
 
@@ -179,6 +183,10 @@ def _guess_format(raw: pa.ChunkedArray, place: str, column: str) -> str:
 def _has_offset(raw: pa.ChunkedArray) -> bool:
     texts = raw.drop_null()
     return bool(len(texts)) and re.search(_OFFSET, str(texts[0].as_py())) is not None
+
+
+def _has_zone(kind: pa.DataType) -> bool:
+    return getattr(kind, "tz", None) is not None
 
 
 def parse_rows(
@@ -288,6 +296,16 @@ def _times(
         )
     if _is_text(kind):
         _check_offsets(raw, codes, columns, origin, findings)
+    elif len(codes) and _has_zone(kind) != columns.zoned:
+        first = int(codes[0])
+        findings.add(
+            "time zone",
+            f"{origin.where(first)}: time column {columns.time!r} is of {kind}, with "
+            f"{'no' if columns.zoned else 'a'} time zone, unlike the first row "
+            "({count} such rows)",
+            count=len(codes),
+            row=first,
+        )
     return parsed.dt.tz_localize(None).to_numpy(dtype="datetime64[us]")
 
 

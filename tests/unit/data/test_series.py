@@ -218,6 +218,55 @@ def test_times_with_and_without_an_offset_are_not_mixed(tmp_path) -> None:
         read_table(path)
 
 
+def test_parquet_files_with_and_without_a_time_zone_are_not_mixed(tmp_path: Path) -> None:
+    paths = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    local = hourly([1, 2, 3])
+    zoned = local.assign(ds=pd.date_range("2024-01-01 04:00", periods=3, freq="h", tz="Asia/Tokyo"))
+    local.to_parquet(paths[0])
+    zoned.to_parquet(paths[1])
+
+    kinds = ("timestamp[us, tz=Asia/Tokyo], with a", "timestamp[us], with no")
+    for order, kind in zip((paths, paths[::-1]), kinds, strict=True):
+        with refused(
+            f"{order[1]}: row 1: time column 'ds' is of {kind} time zone, unlike the first row "
+            "(3 such rows)"
+        ):
+            read_table(order)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-07-01 00:00:00+02",
+        "2024-07-01 00:00:00.125+02:00",
+        "2024-07-01 00:00 +0200",
+        "2024-07-01T00+02",
+        "20240701T000000+0200",
+        "2024-06-30T22:00Z",
+    ],
+)
+def test_an_offset_after_a_time_of_day_is_what_counts(text: str) -> None:
+    frame = hourly([1]).assign(ds=[text])
+
+    table = table_from_frame(
+        pd.concat([frame, frame]),
+        TableOptions(time_zone="Asia/Tokyo", timestamps="ignore", frequency="h"),
+    )
+
+    assert table.timestamps[0].astype("datetime64[s]") == np.datetime64("2024-06-30T22:00:00")
+    assert "says its offset from UTC, which is what counts" in table.notes[0]
+
+
+def test_the_year_of_a_date_is_no_offset() -> None:
+    days = pd.date_range("2015-12-25", periods=10)
+    frame = hourly(range(10)).assign(ds=days.strftime("%d-%m-%Y"))
+
+    assert table_from_frame(frame).notes == ()
+    table = table_from_frame(frame, TableOptions(time_zone="Europe/Paris"))
+    assert table.timestamps[0] == np.datetime64("2015-12-24T23:00")
+    assert table.notes == ()
+
+
 def test_an_offset_that_changes_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("ds,y\n2024-03-31T01:00+01:00,1\n2024-03-31T03:00+02:00,2\n")
