@@ -220,6 +220,11 @@ def test_series_without_a_training_row_are_dropped_and_counted(tmp_path: Path) -
     # To check it says the same.
     (fault,) = (one.text() for one in run(path, None, split=(0, 200, 200)).findings if one.fatal)
     assert fault.startswith("nothing is left to train on: 3 series dropped")
+    short = {"split": (0.2, 0.4, 0.4), "split_by": "series"}
+    with pytest.raises(ConfigError, match=r"of 3 series \(data.split_by=series\) leaves none to"):
+        run(path, tmp_path / "none", **short)
+    (fault,) = (one.text() for one in run(path, None, **short).findings if one.fatal)
+    assert fault.startswith("data.split [0.2, 0.4, 0.4] of 3 series (data.split_by=series) leaves")
 
 
 def test_all_is_read_at_the_end(tmp_path: Path, source: Path) -> None:

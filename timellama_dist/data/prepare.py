@@ -34,7 +34,7 @@ from timellama_dist.data.scaling import Scaler
 from timellama_dist.data.series import Table
 from timellama_dist.data.table import read_table
 from timellama_dist.data.windows import SplitBy, series_in_split, train_rows
-from timellama_dist.errors import ConfigError, DataError
+from timellama_dist.errors import ConfigError, DataError, require_at_least
 from timellama_dist.storage import Location, Place, open_place
 
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)
@@ -48,9 +48,10 @@ SERIES_SCHEMA = pa.schema(
         ("mean", pa.list_(pa.float64())),
         ("std", pa.list_(pa.float64())),
         ("digest", pa.binary(16)),
+        ("num_observed", pa.list_(pa.int64())),
     ]
 )
-"""One row a series, see `describe_series`."""
+"""One row a series, see `describe_series`; `num_observed` is not kept in the series file."""
 
 _FILE = r"(series-[0-9a-f]{16}|[0-9a-f]{16}-\d{5,})\.parquet"
 _WRITTEN = re.compile(rf"{_FILE}|\.({_FILE}|{re.escape(MANIFEST_NAME)})\.[0-9a-f]{{12}}")
@@ -75,6 +76,14 @@ class PrepareOptions:
     rows_per_file: int = 1 << 20
     rows_per_group: int | None = None
     """Rows of a row group, the least that a reader reads at once; default about 1 MiB."""
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1, {"rows_per_file": self.rows_per_file, "rows_per_group": self.rows_per_group}
+        )
+        if self.split_by == "series":
+            # Of how many is not known yet, but that they must be fractions.
+            series_in_split(0, self.split, "train")
 
     def group_rows(self, num_channels: int) -> int:
         """Rows of a row group: a window of 1000 rows touches one or two."""
@@ -156,8 +165,8 @@ def _draft(
     """What of a table will be written, its series, and the data set to be."""
     findings = Findings()
     table = drop_untrained(table, wanted, findings)
-    if not table.unique_ids:
-        raise no_training(findings)
+    if error := no_training(len(table.unique_ids), wanted, findings):
+        raise error
     draft = Draft(
         name=wanted.name or table.name,
         channels=table.channels,
@@ -241,7 +250,9 @@ class Draft:
         if self.prepare.split_by == "series":
             series = _pooled(series, self.prepare.split)
         first_rows = np.cumsum([0, *series["num_rows"].to_pylist()])[:-1]
-        series = series.add_column(1, "first_row", pa.array(first_rows))
+        series = series.drop_columns("num_observed").add_column(
+            1, "first_row", pa.array(first_rows)
+        )
         groups = iter([series.combine_chunks()])
         series_file = _write_file(output, f"series-{content_hash[:16]}.parquet", groups)
         manifest = Manifest(
@@ -292,10 +303,24 @@ def drop_untrained(table: Table, options: PrepareOptions, findings: Findings) ->
     return table.select(trained)
 
 
-def no_training(findings: Findings) -> ConfigError:
-    """The error about a table none of whose series has a training row."""
-    [untrained] = [one for one in findings if one.kind == "untrained"]
-    return ConfigError(f"nothing is left to train on: {untrained.text()}")
+def no_training(num_series: int, options: PrepareOptions, findings: Findings) -> ConfigError | None:
+    """The error about series none of which is trained on, None if one is.
+
+    Args:
+        num_series: how many `drop_untrained` has left.
+        options: the split.
+        findings: what it has found.
+    """
+    if not num_series:
+        [untrained] = [one for one in findings if one.kind == "untrained"]
+        return ConfigError(f"nothing is left to train on: {untrained.text()}")
+    by_series = options.split_by == "series"
+    if by_series and not series_in_split(num_series, options.split, "train").any():
+        return ConfigError(
+            f"data.split {list(options.split)} of {num_series} series (data.split_by=series) "
+            "leaves none to train on"
+        )
+    return None
 
 
 def describe_series(table: Table, options: PrepareOptions) -> pa.Table:
@@ -329,14 +354,14 @@ def describe_series(table: Table, options: PrepareOptions) -> pa.Table:
         _lists(scaler.mean),
         _lists(scaler.std),
         pa.array(_digests(table), pa.binary(16)),
+        _lists(np.add.reduceat(np.isfinite(table.values), begins, axis=0, dtype=np.int64)),
     ]
     return pa.table(columns, schema=SERIES_SCHEMA)
 
 
 def _lists(rows: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]).cast(
-        pa.list_(pa.float64())
-    )
+    flat = pa.array(rows.ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1]).cast(pa.list_(flat.type))
 
 
 def _digests(table: Table) -> list[bytes]:
@@ -350,12 +375,15 @@ def _digests(table: Table) -> list[bytes]:
 
 
 def _pooled(series: pa.Table, split: Sequence[float]) -> pa.Table:
-    """Every series' scaler from the training series together, weighted by their rows."""
+    """Every series' scaler from the training series together, weighted by observed values."""
     train = series_in_split(len(series), split, "train")
-    rows = series["num_rows"].to_numpy()[train, None]
-    mean, std = (np.array(series[name].to_pylist())[train] for name in ("mean", "std"))
-    pooled = (mean * rows).sum(axis=0) / rows.sum()
-    spread = np.sqrt(((np.square(std) + np.square(mean - pooled)) * rows).sum(axis=0) / rows.sum())
+    mean, std, num = (
+        np.array(series[name].to_pylist())[train] for name in ("mean", "std", "num_observed")
+    )
+    # A channel that none of them has is a constant 0, as in `Scaler.fit`.
+    total = np.maximum(num.sum(axis=0), 1)
+    pooled = (mean * num).sum(axis=0) / total
+    spread = np.sqrt(((np.square(std) + np.square(mean - pooled)) * num).sum(axis=0) / total)
     for name, row in (("mean", pooled), ("std", np.where(spread == 0, 1.0, spread))):
         column = _lists(np.tile(row, (len(series), 1)))
         series = series.set_column(series.column_names.index(name), name, column)

@@ -77,7 +77,9 @@ class Kept:
         # By path too: the files of one very long series have all the same ids.
         every = sorted((*self.files, *files), key=lambda file: (file.first_id, file.path))
         if self.series is not None:
-            series = pa.concat_tables([self.series.select(series.column_names), series])
+            kept = self.series.drop_columns("first_row")
+            # The file lacks what is only needed to publish.
+            series = pa.concat_tables([kept, series], promote_options="default")
         return every, series.sort_by(ID_COLUMN)
 
     def _inside(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:

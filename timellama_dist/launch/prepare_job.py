@@ -92,7 +92,7 @@ def run_job(plan: JobPlan, progress: Progress = lambda counts: None) -> Report:
         progress: told now and then how far the job is.
 
     Raises:
-        ConfigError: a split that leaves no series a training row.
+        ConfigError: a split that leaves no series a training row, or no series to train on.
         DataError: anything wrong with the table.
     """
     if plan.unchanged and plan.existing is not None:
@@ -249,8 +249,8 @@ def _finish(job: _Job, draft: Draft, series: pa.Table, files_read: int) -> Repor
     frequency = _common_frequency(state["frequencies"], job, findings)
     files, series = job.kept.merged(state["files"], series)
     if job.output is None:
-        if not findings.fatal and not len(series):
-            findings.add("untrained", str(no_training(findings)), count=1, row=0)
+        if not findings.fatal and (error := no_training(len(series), job.prepare, findings)):
+            findings.add("untrained", str(error), count=1, row=0)
         elif not findings.fatal and frequency is None:
             findings.add("frequency", str(no_step(job.recipe.origin)), count=1, row=0)
         return Report(
@@ -263,8 +263,8 @@ def _finish(job: _Job, draft: Draft, series: pa.Table, files_read: int) -> Repor
             files_read=files_read,
         )
     findings.refuse()
-    if not len(series):
-        raise no_training(findings)
+    if error := no_training(len(series), job.prepare, findings):
+        raise error
     if frequency is None:
         raise no_step(job.recipe.origin)
     draft = replace(

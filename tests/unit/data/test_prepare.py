@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from timellama_dist.data.manifest import Manifest
-from timellama_dist.data.prepare import prepare, write_prepared
+from timellama_dist.data.options import TableOptions
+from timellama_dist.data.prepare import PrepareOptions, prepare, write_prepared
 from timellama_dist.data.table import read_table
 from timellama_dist.errors import ConfigError, DataError
 
@@ -214,6 +215,54 @@ def test_a_series_without_training_rows_is_refused(tmp_path, source):
     with pytest.raises(ConfigError, match=message):
         prepare(source, tmp_path / "out", split=(0, 0, 1))
     assert not (tmp_path / "out").exists()
+
+
+def test_scalers_of_a_split_by_series_are_of_the_values_that_there_are(tmp_path, make_frame):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    both, one = make_frame(60, seed=1), make_frame(60, columns="a")
+    both["b"] += 1000
+    both.loc[:9, "b"] = np.nan
+    for name, frame in (("x", both), ("y", one)):
+        long = frame.assign(unique_id=name).rename(columns={"date": "ds"})
+        long.to_parquet(folder / f"{name}.parquet")
+
+    manifest = prepare(
+        folder, out, split=(1, 0, 0), split_by="series", table=TableOptions(missing="mask")
+    )
+
+    rows = pq.read_table(out / manifest.series_file.path).to_pylist()
+    a = pd.concat([both["a"], one["a"]])
+    for row in rows:
+        np.testing.assert_allclose(row["mean"], [a.mean(), both["b"].mean()])
+        np.testing.assert_allclose(row["std"], [a.std(ddof=0), both["b"].std(ddof=0)])
+
+
+def test_a_split_by_series_that_leaves_none_to_train_on_is_refused(tmp_path, source):
+    message = (
+        "data.split [0.4, 0.3, 0.3] of 2 series (data.split_by=series) leaves none to train on"
+    )
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        prepare(source, tmp_path / "out", split_by="series", split=(0.4, 0.3, 0.3))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"split_by": "series", "split": (100, 10, 10)},
+            "data.split must be three fractions of the number of series where data are split by "
+            "series, got [100, 10, 10]",
+        ),
+        ({"rows_per_group": -5}, "rows_per_group must be at least 1, got -5"),
+        ({"rows_per_group": 0}, "rows_per_group must be at least 1, got 0"),
+        ({"rows_per_file": 0}, "rows_per_file must be at least 1, got 0"),
+    ],
+)
+def test_options_of_preparing_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        PrepareOptions(**options)
 
 
 def test_a_channel_named_like_a_column_of_ours_is_refused(tmp_path, source):
