@@ -52,8 +52,10 @@ def _part_ends(num_rows: ArrayLike, split: Sequence[float]) -> tuple[IntArray, I
     # Truncation of the float product, not rounding: published borders are int(n * 0.7).
     train = np.trunc(rows * split[0]).astype(np.int64)
     test = np.trunc(rows * split[2]).astype(np.int64)
-    used = rows if sum(split) >= 1 - _EPS else np.trunc(rows * sum(split)).astype(np.int64)
-    return train, used - test, used
+    # round() so that 0.9 of 10 is 9, though 0.7 + 0.0 + 0.2 is a little less than 0.9.
+    share = np.trunc(np.round(rows * sum(split), 9)).astype(np.int64)
+    used = rows if sum(split) >= 1 - _EPS else share
+    return train, np.maximum(used - test, train), used
 
 
 def _part_ends_in_rows(rows: IntArray, split: list[int]) -> tuple[IntArray, IntArray, IntArray]:

@@ -52,6 +52,20 @@ def test_fractions_below_one_leave_rows_unused_at_the_end():
     assert split_borders(100, (0.5, 0.1, 0.2), 10)["test"] == (50, 80)
 
 
+def test_the_sum_of_fractions_is_not_lost_to_float_rounding():
+    # 0.7 + 0.0 + 0.2 is 0.8999...
+    borders = split_borders(30, (0.7, 0.0, 0.2), 2)
+    assert borders == {"train": (0, 21), "validation": (19, 21), "test": (19, 27)}
+    assert split_borders(10, (0.3, 0.3, 0.3), 0)["test"] == (6, 9)
+
+
+@pytest.mark.parametrize("split", [(0.7, 0.0, 0.2), (0.35, 0.0, 0.1), (0.6, 0.0, 0.3)])
+def test_without_a_validation_part_no_test_row_is_trained_on(split):
+    for rows in range(1, 1000):
+        borders = split_borders(rows, split, 0)
+        assert borders["train"][1] <= borders["test"][0] <= borders["test"][1] <= rows
+
+
 @given(rows=st.integers(1, 400), split=fractions, context_len=lengths, horizon=lengths)
 def test_targets_of_each_split_lie_in_its_own_part(rows, split, context_len, horizon):
     borders = split_borders(rows, split, context_len)
