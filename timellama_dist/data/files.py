@@ -80,7 +80,7 @@ def read_sample(place: Place) -> pa.Table:
     with _told(place):
         if _is_parquet(place):
             file = _open_parquet(place)
-            _check_header(place, _parquet_names(file))
+            check_header(str(place), _parquet_names(file))
             batches = list(islice(file.iter_batches(1024, columns=_parquet_names(file)), 1))
             sample = pa.Table.from_batches(batches) if batches else pa.table({})
         else:
@@ -107,7 +107,7 @@ def read_names(files: Sequence[Place]) -> list[list[str]]:
             names = (
                 _parquet_names(_open_parquet(place)) if _is_parquet(place) else _csv_names(place)
             )
-        _check_header(place, names)
+        check_header(str(place), names)
         return names
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -196,7 +196,12 @@ def _parquet_names(file: pq.ParquetFile) -> list[str]:
     ]
 
 
-def _check_header(place: Place, names: list[str]) -> None:
+def check_header(place: str, names: Sequence[str]) -> None:
+    """Refuse a column without a name, or two of the same.
+
+    Raises:
+        DataError: names the table, `place`, and the column.
+    """
     for number, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(f"{place}: column {number} has no name (a saved index?); remove it")
@@ -238,7 +243,7 @@ def _csv_names(place: Place) -> list[str]:
         raise DataError(
             f"{place}: the first line is one column, {names[0]!r}: separate the columns by commas"
         )
-    _check_header(place, names)
+    check_header(str(place), names)
     return names
 
 

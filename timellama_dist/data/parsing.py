@@ -359,7 +359,12 @@ def _numbers(
         has_id = ID_COLUMN in raw.column_names
         values = _numbers_of_text(column, name, codes, origin, findings, has_id=has_id)
     else:
-        values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy())
+        try:
+            values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy())
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{origin.place}: column {name!r} is of {column.type}, not of numbers"
+            ) from error
     infinite = np.flatnonzero(np.isinf(values))
     if infinite.size:
         _add_empty(findings, name, "infinite", infinite, codes, origin)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from timellama_dist.data.files import (
     Source,
+    check_header,
     cut_pieces,
     list_files,
     read_names,
@@ -139,7 +140,8 @@ def table_from_frame(
     origin = origin or Origin(("frame",))
     if frame.empty:
         raise DataError(f"{origin.place}: it holds no rows")
-    raw = pa.Table.from_pandas(frame, preserve_index=False)
+    check_header(origin.place, [str(name) for name in frame.columns])
+    raw = _to_arrow(frame)
     columns = decide_columns(raw, origin.place, options)
     recipe = Recipe(
         name="frame",
@@ -149,6 +151,15 @@ def table_from_frame(
     )
     typed, findings = recipe.parse(raw, 0, 0)
     return _arrange(recipe, typed, findings)
+
+
+def _to_arrow(frame: pd.DataFrame) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except pa.ArrowException:
+        # A column of numbers and texts: as text, as in a CSV file, so that the row can be named.
+        texts = dict.fromkeys(frame.columns[frame.dtypes == "object"], "string")
+        return pa.Table.from_pandas(frame.astype(texts), preserve_index=False)
 
 
 def _arrange(recipe: Recipe, typed: pa.Table, findings: Findings) -> Table:
@@ -163,5 +174,8 @@ def _arrange(recipe: Recipe, typed: pa.Table, findings: Findings) -> Table:
 
 
 def no_step(origin: Origin) -> DataError:
-    """The error about a table none of whose series has two rows."""
-    return DataError(f"{origin.place}: no series has two timestamps, so there is no step to learn")
+    """The error about a table in none of whose series a row is followed by a later one."""
+    return DataError(
+        f"{origin.place}: no series has two timestamps in rising order, so there is no step to "
+        "learn"
+    )

@@ -307,6 +307,16 @@ def test_what_is_put_in_and_filled_is_noted_with_its_counts() -> None:
             {},
             "frame: time column 'ds' is empty in its first rows",
         ),
+        (
+            hourly([1, "x", 2.0]),
+            {},
+            "frame: row 2: column 'y' holds 'x', which is not a number (1 such rows)",
+        ),
+        (
+            hourly([1, 2]).set_axis(["ds", "ds"], axis=1),
+            {},
+            "frame: two columns are named 'ds'",
+        ),
     ],
 )
 def test_a_frame_that_is_not_what_it_is_said_to_be_is_refused(

@@ -228,7 +228,10 @@ KEEP = "keep the rows as they stand with data.timestamps=ignore"
             "row 3: irregular step: 2024-01-02 00:00:00 is followed by 2024-01-05 00:00:00 where "
             f"the step is 'D' (1 such in the table); fill the gaps (data.gaps=reindex), or {KEEP}",
         ),
-        ("date,a\n2024-01-01,1\n", "no series has two timestamps, so there is no step to learn"),
+        (
+            "date,a\n2024-01-01,1\n",
+            "no series has two timestamps in rising order, so there is no step to learn",
+        ),
         ("unique_id,ds,y\nx,2024-01-01,1\n,2024-01-02,1\n", "row 2: column 'unique_id' is empty "
          "(1 such rows)"),
     ],
@@ -322,6 +325,28 @@ def test_numbers_and_times_in_the_wrong_place_are_refused(tmp_path):
     pq.write_table(pa.table({"ds": stamps, "then": stamps}), path)
     with refused(path, "column 'then' holds times, not numbers"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [([[1.0], [2.0], [3.0]], "list<item: double>"), ([b"1", b"2", b"x"], "binary")],
+)
+def test_a_column_that_holds_no_numbers_is_refused(tmp_path, cells, kind):
+    path = tmp_path / "t.parquet"
+    stamps = pd.date_range("2024-01-01", periods=3)
+    pq.write_table(pa.table({"ds": stamps, "y": pa.array(cells)}), path)
+
+    with pytest.raises(DataError, match=r"t.parquet: column 'y' is of .*, not of numbers$") as told:
+        read_table(path)
+    assert kind.partition("<")[0] in str(told.value)
+
+
+def test_ignored_timestamps_that_fall_have_no_step(tmp_path):
+    path = write(tmp_path, "date,a\n2024-01-02,1\n2024-01-01,2\n")
+
+    message = "no series has two timestamps in rising order, so there is no step to learn"
+    with refused(path, message):
+        read_table(path, TableOptions(timestamps="ignore"))
 
 
 def test_an_unknown_choice_is_refused(tmp_path):
