@@ -69,7 +69,8 @@ class Manifest:
     options: dict[str, Any]
     """How the table was read, and what was done about what was wrong with it."""
     notes: tuple[str, ...]
-    """What was done to the table, with counts, and what is worth knowing about it."""
+    """What was done to the table, with counts, and what is worth knowing about it. Where some files
+    were read again later, notes from before remain and say so."""
 
     @property
     def num_channels(self) -> int:

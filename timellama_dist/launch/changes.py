@@ -18,6 +18,7 @@ from timellama_dist.data.table import Recipe
 from timellama_dist.storage import Place
 
 _THREADS = 8
+_EARLIER = "of an earlier preparation, some of whose files have changed since: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Kept:
     """Inputs that must be read; None for all."""
     frequency: str | None
     notes: tuple[str, ...]
+    """Of the data set as it was; they say so unless all of its files stay."""
 
     @classmethod
     def nothing(cls) -> "Kept":
@@ -139,12 +141,18 @@ def kept_files(
         series=None,
         needed=frozenset(needed),
         frequency=existing.frequency,
-        notes=existing.notes,
+        notes=_earlier(existing.notes) if redone else existing.notes,
     )
     with (output / existing.series_file.path).open_input_file() as file:
         series = pq.read_table(file)
     ids = series[ID_COLUMN].to_pandas().to_numpy(object)
     return replace(kept, series=series.filter(pa.array(kept._inside(ids))))
+
+
+def _earlier(notes: Sequence[str]) -> tuple[str, ...]:
+    """Notes that may count rows of series that are made anew."""
+    told = (note if note.startswith(_EARLIER) else _EARLIER + note for note in notes)
+    return tuple(dict.fromkeys(told))
 
 
 def _ranges(files: Sequence[DataFile]) -> list[list[DataFile]]:

@@ -63,3 +63,26 @@ def test_where_no_series_stays_all_is_made_anew(
     # Of the old data set: a table that has become daily is not to be held against it.
     assert (kept.frequency, kept.notes) == (None, ())
     assert Manifest.load(tmp_path / "out").frequency == "h"
+
+
+def test_notes_stay_as_they_are_or_say_that_they_are_of_before(tmp_path: Path) -> None:
+    for one in "ab":
+        write(tmp_path, f"{one}.csv", one)
+    manifest = prepare(tmp_path / "in", tmp_path / "out", rows_per_file=24)
+    draft = plan(tmp_path).draft
+    files = tuple(replace(file, inputs=(n,)) for n, file in enumerate(manifest.files))
+    manifest = replace(manifest, inputs=draft.inputs, options=draft.facts(), files=files)
+    replace(manifest, notes=("2 rows dropped",)).save(tmp_path / "out")
+
+    # All files of the data set stay.
+    write(tmp_path, "c.csv", "c")
+    assert plan(tmp_path).kept.notes == ("2 rows dropped",)
+
+    write(tmp_path, "b.csv", "b", freq="D")
+    kept = plan(tmp_path).kept
+    assert [file.first_id for file in kept.files] == ["a"]
+    earlier = "of an earlier preparation, some of whose files have changed since: 2 rows dropped"
+    assert kept.notes == (earlier,)
+    # Nor is it said twice.
+    replace(manifest, notes=(*kept.notes, "2 rows dropped")).save(tmp_path / "out")
+    assert plan(tmp_path).kept.notes == (earlier,)
