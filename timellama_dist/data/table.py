@@ -1,7 +1,7 @@
 """Reads and checks one user's table into memory: CSV or Parquet, wide, long or a series a row.
 
 Writes nothing. Every mistake is one `DataError` that names file, column and row or timestamp. The
-job for tables that don't fit (`job.py`) takes the same steps in tasks.
+job for tables that don't fit (`launch/prepare_job.py`) takes the same steps in tasks.
 """
 
 from collections.abc import Sequence

@@ -23,7 +23,8 @@ Wide tables are `date, a, b, ...`, long ones `unique_id, ds, y, ...`; CSV or Par
 many, local or s3:// or gs://, of any size. Every row is checked: a gap, a duplicate or unordered
 timestamp, a value that is missing or no number is refused with its file, column and row, unless an
 option says what becomes of it; what was filled, put in or dropped is counted and printed. Running
-again reads only files that have changed.
+again reads nothing if no file has changed; else all files, but of a long table with series=separate
+and split by time only those that have changed or were prepared together with those.
 
   python ray_jobs/prepare.py --input metrics/ --validate-only
   python ray_jobs/prepare.py --input s3://bucket/metrics --output s3://bucket/prepared \\

@@ -39,8 +39,9 @@ def plan_job(
 ) -> JobPlan:
     """Decide what a job has to read; needs no Ray.
 
-    Files of the table that are as they were, and whose series no changed file holds rows of, are
-    not read again.
+    Nothing if no file has changed. Else files of a long table with series=separate and
+    split_by=time that are as they were, and whose series no changed file holds rows of, are not
+    read again; all files of any other table are.
 
     Args:
         source: a file, a folder of files, or a list of files; paths or URIs.
