@@ -18,6 +18,7 @@ import torch
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.frames import Frame, like, to_pandas
+from timellama_dist.data.frequency import same_step
 from timellama_dist.data.long_form import future_times, long_form
 from timellama_dist.data.options import TableOptions
 from timellama_dist.data.parsing import Origin
@@ -252,7 +253,7 @@ class TimeLlamaForecaster:
         place = origin.place if origin else "frame"
         table = table_from_frame(frame, options, origin)
         table = replace(table, unique_ids=tuple(self.known_ids(table.unique_ids, known.card.name)))
-        check_table(known.card, table.channels, table.frequency, place)
+        check_table(known.card, table.channels, str(table.frequency), place)
         for series in table.series:
             if len(series.values) < known.least_rows:
                 raise DataError(
@@ -390,9 +391,7 @@ def table_options(card: DatasetCard) -> TableOptions:
     return replace(options, layout="auto", frequency=None, columns=columns)
 
 
-def check_table(
-    card: DatasetCard, channels: Sequence[str], frequency: str | None, place: str
-) -> None:
+def check_table(card: DatasetCard, channels: Sequence[str], frequency: str, place: str) -> None:
     """Refuse a table of other channels, or another step, than a model's.
 
     Raises:
@@ -403,7 +402,7 @@ def check_table(
             f"{place}: the model forecasts {card.channels}, the {_kind(place)} holds "
             f"{list(channels)}"
         )
-    if frequency != card.frequency:
+    if not same_step(frequency, card.frequency):
         raise DataError(
             f"{place}: the model's step is {card.frequency!r}, the {_kind(place)}'s {frequency!r}"
         )

@@ -33,7 +33,11 @@ SCALERS = {
 
 
 def forecaster(
-    llama: Path, scalers: dict[str, Scaler] = SCALERS, channels: str = "a b", **options: Any
+    llama: Path,
+    scalers: dict[str, Scaler] = SCALERS,
+    channels: str = "a b",
+    frequency: str = "h",
+    **options: Any,
 ) -> TimeLlamaForecaster:
     config = RunConfig(
         data=DataSection(context_len=CONTEXT, horizon=HORIZON),
@@ -46,7 +50,7 @@ def forecaster(
     known = DatasetCard(
         name="table",
         channels=names,
-        frequency="h",
+        frequency=frequency,
         prompt=PROMPT,
         season_len=24,
         options=options,
@@ -210,6 +214,26 @@ def test_a_longer_horizon_is_refused_or_rolled(tiny_llama: Path) -> None:
     pd.testing.assert_frame_equal(
         own.predict(frame, 2), first[first.index % HORIZON < 2].reset_index(drop=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("frequency", "step", "start"),
+    [
+        ("W-SUN", pd.Timedelta(days=7), "2024-01-01"),
+        ("QS-JAN", pd.DateOffset(months=3), "2020-02-01"),
+    ],
+)
+def test_a_frame_s_weeks_and_quarters_may_begin_elsewhere_than_the_model_s(
+    frequency: str, step: Any, start: str, tiny_llama: Path
+) -> None:
+    own = forecaster(tiny_llama, frequency=frequency, missing="mask")
+    stamps = pd.date_range(start, periods=15 + HORIZON, freq=step)
+    frame = long_frame().assign(ds=np.repeat(stamps[:15], 2))
+    found = own.predict(frame)
+    assert set(found["ds"]) == set(stamps[15:])
+    other = long_frame().assign(ds=np.repeat(pd.date_range(start, periods=15), 2))
+    with pytest.raises(DataError, match=f"the model's step is '{frequency}', the frame's 'D'"):
+        own.predict(other)
 
 
 def test_a_frame_comes_back_as_it_came(tiny_llama: Path) -> None:

@@ -6,12 +6,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
+from pandas.tseries.offsets import (
+    DateOffset,
+    MonthBegin,
+    MonthEnd,
+    QuarterBegin,
+    QuarterEnd,
+    Week,
+    YearBegin,
+    YearEnd,
+)
 
 _SEASONS = {"h": 24, "10min": 144, "15min": 96, "30min": 48, "D": 7}
 _CALENDAR_SEASONS = {"W": 52, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
 # The M4 competition's: weekly and daily series count as without a season.
 _M4_SEASONS = {"h": 24, "D": 1, "W": 1, "MS": 12, "ME": 12, "QS": 4, "QE": 4, "YS": 1, "YE": 1}
 _DAY = 24 * 3600 * 1_000_000
+_MONTHS = {
+    MonthBegin: 1,
+    MonthEnd: 1,
+    QuarterBegin: 3,
+    QuarterEnd: 3,
+    YearBegin: 12,
+    YearEnd: 12,
+}
 _UNITS = {
     "h": "hour",
     "min": "minute",
@@ -53,6 +71,28 @@ def same_step(one: str, other: str) -> bool:
         return True
     lengths = [_fixed_length(to_offset(alias)) for alias in (one, other)]
     return lengths[0] is not None and lengths[0] == lengths[1]
+
+
+def time_grid(start: np.datetime64, frequency: str, **bound: Any) -> NDArray[np.datetime64]:
+    """Times a step apart from a stamp on, datetime64[us].
+
+    Weeks, months, quarters and years are counted from the stamp, whatever weekday or month the
+    alias is anchored to; from a month's last day it goes on to last days. A stamp that is no
+    business day is left out of a grid of these.
+
+    Args:
+        start: the stamp.
+        frequency: alias of the step.
+        bound: `end`, the last time that may be there, or `periods`, how many there are.
+    """
+    first, step = pd.Timestamp(start), to_offset(frequency)
+    months = step.n * _MONTHS.get(type(step), 0)
+    if months:
+        step = MonthEnd(months) if first.is_month_end else DateOffset(months=months)
+    elif isinstance(step, Week):
+        step = Week(step.n)
+    times = pd.date_range(first, freq=step, unit="us", **bound)
+    return times.to_numpy("datetime64[us]")
 
 
 def _fixed_length(offset: Any) -> int | None:

@@ -6,10 +6,10 @@ Shapes: B forecasts, H horizon, C channels.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from timellama_dist.data.frequency import time_grid
 from timellama_dist.data.parsing import ID_COLUMN, TIME_COLUMN
 
 Times = NDArray[np.datetime64]
@@ -19,10 +19,11 @@ def future_times(last_B: Times, frequency: str, steps: int) -> Times:
     """The times of the steps after each forecast's last row, shape (B, steps), datetime64[us]."""
     # A calendar's steps are made one by one, but most series end at the same time.
     lasts, place_B = np.unique(last_B, return_inverse=True)
-    grids = [
-        pd.date_range(one, periods=steps + 1, freq=frequency, unit="us").to_numpy()[-steps:]
-        for one in lasts
-    ]
+    grids = []
+    for one in lasts:
+        grid = time_grid(one, frequency, periods=steps + 1)
+        # All but the last row itself, which is not there if it is no business day.
+        grids.append(grid[grid > one][:steps])
     return np.stack(grids)[place_B]
 
 

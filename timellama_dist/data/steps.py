@@ -1,11 +1,10 @@
 """Time order, duplicates, steps and gaps of whole series."""
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from timellama_dist.data.findings import Findings
-from timellama_dist.data.frequency import infer_frequency, same_step
+from timellama_dist.data.frequency import infer_frequency, same_step, time_grid
 from timellama_dist.data.options import TableOptions
 from timellama_dist.data.parsing import Origin, file_of
 from timellama_dist.data.rows import Rows, stamp
@@ -180,7 +179,7 @@ def _grid(
             row=int(here.rows[0]),
         )
         return None
-    grid = pd.date_range(times[0], times[-1], freq=frequency, unit="us").to_numpy("datetime64[us]")
+    grid = time_grid(times[0], frequency, end=times[-1])
     places = np.minimum(np.searchsorted(grid, times), len(grid) - 1)
     off = np.flatnonzero(grid[places] != times)
     if off.size:
@@ -198,8 +197,5 @@ def _grid(
 
 
 def _expected_rows(times: NDArray[np.datetime64], frequency: str) -> float:
-    step = np.timedelta64(1, "us") * int(
-        (pd.Timestamp(times[0]) + pd.tseries.frequencies.to_offset(frequency)).value // 1000
-        - times[0].astype(np.int64)
-    )
-    return float((times[-1] - times[0]) / step) + 1
+    first, second = time_grid(times[0], frequency, periods=2)
+    return float((times[-1] - times[0]) / (second - first)) + 1

@@ -58,3 +58,25 @@ def test_times_follow_the_calendar() -> None:
     found = future_times(last, "MS", 2)
     expected = [["2024-02-01", "2024-03-01"], ["2024-01-01", "2024-02-01"]]
     np.testing.assert_array_equal(found, np.array([*expected, expected[0]], "datetime64[us]"))
+
+
+@pytest.mark.parametrize(
+    ("frequency", "last", "expected"),
+    [
+        ("W-SUN", "2024-03-24", ["2024-03-31", "2024-04-07"]),
+        ("W-SUN", "2024-03-25", ["2024-04-01", "2024-04-08"]),
+        ("QS-JAN", "2021-05-01", ["2021-08-01", "2021-11-01"]),
+        ("QE-MAR", "2021-01-31", ["2021-04-30", "2021-07-31"]),
+        ("ME", "2024-01-31", ["2024-02-29", "2024-03-31"]),
+        ("YS-JAN", "2020-07-01", ["2021-07-01", "2022-07-01"]),
+        ("YE-DEC", "2023-02-28", ["2024-02-29", "2025-02-28"]),
+        ("B", "2024-01-05", ["2024-01-08", "2024-01-09"]),
+        ("B", "2024-01-06", ["2024-01-08", "2024-01-09"]),
+        ("D", "2024-01-01T05", ["2024-01-02T05", "2024-01-03T05"]),
+    ],
+)
+def test_times_follow_the_last_row_wherever_the_alias_is_anchored(
+    frequency: str, last: str, expected: list[str]
+) -> None:
+    found = future_times(np.array([last], "datetime64[us]"), frequency, 2)
+    np.testing.assert_array_equal(found, np.array([expected], "datetime64[us]"))

@@ -128,6 +128,24 @@ def test_one_wrong_year_does_not_make_a_million_rows() -> None:
         values_of(frame, gaps="reindex", missing="mask")
 
 
+@pytest.mark.parametrize("steps", [("W-SUN", "W-MON"), ("QS-FEB", "QS-MAR"), ("QE-JAN", "QE-FEB")])
+def test_gaps_are_filled_where_series_begin_on_other_weekdays_or_months(
+    steps: tuple[str, str],
+) -> None:
+    parts = [
+        pd.DataFrame(
+            {"unique_id": step, "ds": pd.date_range("2024", periods=6, freq=step), "y": 1.0}
+        )
+        for step in sorted(steps)
+    ]
+    whole = pd.concat(parts, ignore_index=True)
+
+    table = table_from_frame(whole.drop([3, 8]), TableOptions(gaps="reindex", missing="mask"))
+
+    np.testing.assert_array_equal(table.timestamps, whole["ds"].to_numpy("datetime64[us]"))
+    assert np.flatnonzero(np.isnan(table.values[:, 0])).tolist() == [3, 8]
+
+
 @pytest.mark.parametrize(("keep", "expected"), [("first", [1, 2, 4]), ("last", [1, 3, 4])])
 def test_of_rows_with_the_same_time_one_is_kept_and_the_others_are_counted(
     keep: str, expected: list[float], tmp_path
