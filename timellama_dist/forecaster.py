@@ -21,7 +21,7 @@ from timellama_dist.data.frames import Frame, like, to_pandas
 from timellama_dist.data.frequency import same_step
 from timellama_dist.data.long_form import future_times, long_form
 from timellama_dist.data.options import TableOptions
-from timellama_dist.data.parsing import Origin
+from timellama_dist.data.parsing import ID_COLUMN, Origin
 from timellama_dist.data.scaling import Scaler
 from timellama_dist.data.series import Series, Table
 from timellama_dist.data.table import table_from_frame
@@ -252,7 +252,9 @@ class TimeLlamaForecaster:
         known = self.known(dataset)
         place = origin.place if origin else "frame"
         table = table_from_frame(frame, options, origin)
-        table = replace(table, unique_ids=tuple(self.known_ids(table.unique_ids, known.card.name)))
+        if ID_COLUMN not in frame.columns or options.series == "channels":
+            ids = self.known_ids(table.unique_ids, known.card.name)
+            table = replace(table, unique_ids=tuple(ids))
         check_table(known.card, table.channels, str(table.frequency), place)
         for series in table.series:
             if len(series.values) < known.least_rows:
@@ -331,7 +333,7 @@ class TimeLlamaForecaster:
         return np.concatenate(found)[:, : known.card.horizon]
 
     def known_ids(self, unique_ids: Sequence[str], dataset: str | None = None) -> Sequence[str]:
-        """Names of a table's series as the model knows them: a wide table has none of its own."""
+        """Names of a wide table's series, which have none of their own, as the model knows them."""
         known = self.known(dataset)
         return list(known.scalers) if len(unique_ids) == len(known.scalers) == 1 else unique_ids
 

@@ -1,5 +1,6 @@
 """A table of shops, and a model with random weights that forecasts it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from timellama_dist.modeling.timellama import build_model
 CONTEXT, HORIZON, SERIES = 24, 6, 23
 
 
-def export_model(llama: Path, folder: Path) -> Path:
-    """An exported model with random weights that knows the scalers of two of the series."""
+def export_model(llama: Path, folder: Path, known: Sequence[str] = ("s003", "s011")) -> Path:
+    """An exported model with random weights that knows the scalers of some of the series."""
     config = RunConfig(
         data=DataSection(context_len=CONTEXT, horizon=HORIZON),
         backbone=BackboneSection(name=str(llama), num_blocks=1),
@@ -46,7 +47,8 @@ def export_model(llama: Path, folder: Path) -> Path:
         context_len=CONTEXT,
         horizon=HORIZON,
     )
-    rows = {"unique_id": ["s003", "s011"], "mean": [[10.0, 5.0]] * 2, "std": [[2.0, 3.0]] * 2}
+    count = len(known)
+    rows = {"unique_id": known, "mean": [[10.0, 5.0]] * count, "std": [[2.0, 3.0]] * count}
     pq.write_table(pa.table(rows), folder / "series.parquet")
     quantiles = np.array(LEVELS)[:, None, None] / 50 * np.ones((HORIZON, 2), np.float32)
     save_model(

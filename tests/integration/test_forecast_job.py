@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shops import HORIZON, SERIES, long_enough
+from shops import HORIZON, SERIES, export_model, long_enough
 
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.data.prepare import prepare
@@ -94,6 +94,21 @@ def test_a_backtest_is_what_a_forecaster_at_each_cutoff_would_have_said(
     joined = found.merge(truth, on=["unique_id", "ds", "channel"])
     assert len(joined) == len(found)
     np.testing.assert_array_equal(joined["y"], joined["truth"])
+
+
+def test_only_a_wide_table_goes_by_the_name_of_the_model_s_only_series(
+    tiny_llama: Path, table: Path, tmp_path: Path
+) -> None:
+    model = export_model(tiny_llama, tmp_path, ["s003"])
+    forecaster = TimeLlamaForecaster.load(model)
+    frame = long_enough(table).query("unique_id == 's005'")
+    source = tmp_path / "s005.csv"
+    for one, name in ((frame, "s005"), (frame.drop(columns="unique_id"), "s003")):
+        one.to_csv(source, index=False)
+        assert main(words(model, source, tmp_path / f"as-{name}")) == 0
+        found, expected = pd.read_parquet(tmp_path / f"as-{name}"), forecaster.predict(one)
+        assert set(found["unique_id"]) == set(expected["unique_id"]) == {name}
+        np.testing.assert_allclose(found["yhat"], expected["yhat"], rtol=0, atol=2e-6)
 
 
 def test_a_job_of_another_kind_is_refused_its_output(

@@ -112,6 +112,17 @@ def test_a_series_that_training_did_not_see_is_scaled_by_its_observed_values(
     np.testing.assert_allclose(found, by_the_model_itself(own, values, mean, std), atol=1e-4)
 
 
+def test_the_only_series_that_a_model_knows_is_no_other_s(tiny_llama: Path) -> None:
+    own = forecaster(tiny_llama, {"x": SCALERS["x"]}, missing="mask")
+    several = forecaster(tiny_llama, missing="mask")
+    frame = long_frame().query("unique_id == 'x'")
+    expected = several.predict(frame)
+    pd.testing.assert_frame_equal(own.predict(frame), expected)
+    pd.testing.assert_frame_equal(own.predict(frame.drop(columns="unique_id")), expected)
+    other = frame.assign(unique_id="new", a=1000 + frame["a"])
+    pd.testing.assert_frame_equal(own.predict(other), several.predict(other))
+
+
 def test_series_that_are_channels_may_have_gaps_of_their_own(tiny_llama: Path) -> None:
     scaler = Scaler(np.zeros(4), np.ones(4))
     own = forecaster(

@@ -94,7 +94,8 @@ def forecast(config: ForecastConfig) -> Summary:
             resources = plan_resources(config.scaling)
             data = source if plan is None else _prepare(plan)
             index = _index(data, card, known, job)
-            return _run(config, job, data, card, index, resources, output)
+            wide = _is_wide(data, plan)
+            return _run(config, job, data, wide, card, index, resources, output)
     except KeyboardInterrupt:
         raise InterruptedRunError("stopped; the same command goes on") from None
 
@@ -196,10 +197,21 @@ def _index(
     return index
 
 
+def _is_wide(data: Place, plan: "JobPlan | None") -> bool:
+    """Are they one series that has its table's name, as it has none of its own?"""
+    from timellama_dist.data.history import SeriesReader
+
+    if plan is not None:
+        return plan.recipe.columns.layout == "wide" or plan.recipe.options.series == "channels"
+    reader = SeriesReader(data)
+    return list(reader.unique_ids) == [reader.manifest.name]
+
+
 def _run(
     config: ForecastConfig,
     job: dict[str, Any],
     data: Place,
+    wide: bool,
     card: "DatasetCard",
     index: "CutoffIndex",
     resources: "Resources",
@@ -220,6 +232,7 @@ def _run(
         fingerprint=job["model"],
         dataset=card.name,
         data=data.uri,
+        wide=wide,
         output=output.uri,
         index=index,
         part_windows=size,

@@ -30,6 +30,8 @@ class PartTask:
     dataset: str
     data: str
     """Path or URI of the prepared data."""
+    wide: bool
+    """They are a wide table, whose series has no name of its own."""
     output: str
     index: CutoffIndex
     part_windows: int
@@ -91,7 +93,9 @@ class _PartForecaster:
         )
         self.reader = SeriesReader(self.task.data)
         ids = self.reader.unique_ids
-        self.unique_ids = np.asarray(self.forecaster.known_ids(ids, self.task.dataset))
+        if self.task.wide:
+            ids = self.forecaster.known_ids(ids, self.task.dataset)
+        self.unique_ids = np.asarray(ids)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"made": np.array([self._write(int(part)) for part in batch["item"]])}

@@ -135,7 +135,7 @@ def _read(
     Raises:
         RequestError: what is wrong with them.
     """
-    names = [one.unique_id or _UNNAMED for one in request.series]
+    names = _names(request, forecaster, known)
     begins = np.cumsum([0, *(len(one.ds) for one in request.series[:-1])])
     origin = _RequestRows(("series",), first_rows=tuple(begins.tolist()))
     try:
@@ -143,9 +143,6 @@ def _read(
     except UserError as error:
         field, _, message = str(error).partition(": ")
         raise RequestError(422, (field, message)) from None
-    if len(names) == 1:
-        # It may go by the name that the model knows its only series by.
-        return list(found)
     by_name = {one.unique_id: one for one in found}
     return [by_name[name] for name in names]
 
@@ -171,14 +168,17 @@ def _read_together(
         return None
     found = iter(table.series)
     return [
-        [
-            replace(next(found), unique_id=name)
-            for name in forecaster.known_ids(
-                [one.unique_id or _UNNAMED for one in request.series], known.card.name
-            )
-        ]
+        [replace(next(found), unique_id=name) for name in _names(request, forecaster, known)]
         for request in requests
     ]
+
+
+def _names(
+    request: ForecastRequest, forecaster: TimeLlamaForecaster, known: KnownSet
+) -> Sequence[str]:
+    """Names of a request's series; its only one may go by the model's name of its only one."""
+    names = [one.unique_id for one in request.series if one.unique_id is not None]
+    return names or forecaster.known_ids([_UNNAMED], known.card.name)
 
 
 def _table(

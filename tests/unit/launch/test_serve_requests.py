@@ -98,6 +98,17 @@ def test_the_only_series_needs_no_name(tiny_llama: Path) -> None:
     )
 
 
+def test_a_name_that_the_model_does_not_know_is_of_another_series(tiny_llama: Path) -> None:
+    own = forecaster(tiny_llama, {"x": SCALERS["x"]}, missing="mask")
+    frame = long_frame().query("unique_id == 'y'")
+    request = parse_request(json.dumps(asked(frame)).encode(), 1)
+    for found in (*answer([request], own, "m", 1), *answer([request, request], own, "m", 1)):
+        assert not isinstance(found, RequestError)
+        pd.testing.assert_frame_equal(
+            long_form(found.model_dump()), own.predict(frame), check_dtype=False
+        )
+
+
 def test_series_that_were_channels_of_one_table_are_channels_here(tiny_llama: Path) -> None:
     names = ["x:a", "x:b", "y:a", "y:b"]
     scaler = Scaler(np.zeros(4), np.ones(4))
