@@ -25,7 +25,7 @@ from timellama_dist.data.parsing import ID_COLUMN, Origin
 from timellama_dist.data.scaling import Scaler
 from timellama_dist.data.series import Series, Table
 from timellama_dist.data.table import table_from_frame
-from timellama_dist.errors import ConfigError, DataError
+from timellama_dist.errors import ConfigError, DataError, UserError
 from timellama_dist.modeling.exported import (
     DatasetCard,
     ModelCard,
@@ -139,12 +139,13 @@ class TimeLlamaForecaster:
         """Train on a frame as `ray_jobs/train.py` does, with Ray and DeepSpeed, and load the model.
 
         Args:
-            frame: as in `predict`; it is written beside the run directory, with `.parquet` added.
+            frame: as in `predict`; it is written beside the run directory, with `.parquet` added,
+                where nothing else may be.
             run_dir: where the run goes; missing or empty.
             keys: keys of the configuration, such as `**{"data.horizon": 24}`.
 
         Raises:
-            ConfigError: the configuration can't be run.
+            ConfigError: the configuration can't be run, or the frame's place is taken.
             DataError: the frame can't be used.
         """
         # Who only forecasts needs none of it.
@@ -152,10 +153,24 @@ class TimeLlamaForecaster:
         from timellama_dist.launch.train import train
 
         path = Path(f"{run_dir}.parquet").absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pandas(to_pandas(frame), preserve_index=False), path)
         config = config_from_flat({"data.path": str(path), "run.dir": str(run_dir), **keys})
-        return cls.load(train(config).run_dir / "model")
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pandas(to_pandas(frame), preserve_index=False), sink)
+        content, new = sink.getvalue().to_pybytes(), not path.exists()
+        if new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        elif not path.is_file() or path.read_bytes() != content:
+            raise ConfigError(
+                f"run_dir: the frame goes to {path}, which holds something else; choose another "
+                f"run_dir, got {str(run_dir)!r}"
+            )
+        try:
+            return cls.load(train(config).run_dir / "model")
+        except UserError:
+            if new and not Path(run_dir).exists():
+                path.unlink()
+            raise
 
     @property
     def datasets(self) -> list[str]:

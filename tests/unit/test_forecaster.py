@@ -212,6 +212,24 @@ def test_intervals_follow_the_errors_of_the_frame_s_own_past(tiny_llama: Path) -
     assert not np.allclose(kept["yhat-hi-80"], found["yhat-hi-80"])
 
 
+def test_a_fit_does_not_write_over_a_file_that_is_there(tmp_path: Path) -> None:
+    mine = tmp_path / "shops.parquet"
+    long_frame()[:5].to_parquet(mine)
+    before = mine.read_bytes()
+    refused = f"run_dir: the frame goes to {mine}, which holds something else; choose another"
+    with pytest.raises(ConfigError, match=f"^{re.escape(refused)}"):
+        TimeLlamaForecaster.fit(long_frame(), tmp_path / "shops")
+    assert mine.read_bytes() == before
+
+
+def test_a_fit_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key data\.horzon"):
+        TimeLlamaForecaster.fit(long_frame(), tmp_path / "run", **{"data.horzon": 4})
+    with pytest.raises(DataError, match=r"run\.parquet: row 9: column 'b' is empty"):
+        TimeLlamaForecaster.fit(long_frame(), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_longer_horizon_is_refused_or_rolled(tiny_llama: Path) -> None:
     own, frame = forecaster(tiny_llama, missing="mask"), long_frame()
     with pytest.raises(ConfigError, match="horizon must be between 1 and 4, got 7; roll=True"):
