@@ -5,6 +5,7 @@ Whatever is no time or no number becomes a finding; nothing is dropped or filled
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,12 +121,15 @@ def decide_columns(sample: pa.Table, place: str, options: TableOptions) -> Colum
         has = "has" if long else "has no"
         raise DataError(f"{place}: data.layout={options.layout}, but it {has} column {ID_COLUMN!r}")
     time = _find_time_column(sample, place)
+    there = [name for name in names if name not in (time, ID_COLUMN)]
+    if not there:
+        raise DataError(f"{place}: no value columns beside {time!r}")
     kind = sample.schema.field(time).type
     text = _is_text(kind)
     return Columns(
         layout="long" if long else "wide",
         time=time,
-        values=_choose_values(names, time, place, options),
+        values=choose_values(there, place, options),
         time_format=_guess_format(sample[time], place, time) if text else None,
         zoned=_has_offset(sample[time]) if text else _has_zone(kind),
     )
@@ -155,12 +159,12 @@ def _find_time_column(sample: pa.Table, place: str) -> str:
     )
 
 
-def _choose_values(
-    names: list[str], time: str, place: str, options: TableOptions
-) -> tuple[str, ...]:
-    there = [name for name in names if name not in (time, ID_COLUMN)]
-    if not there:
-        raise DataError(f"{place}: no value columns beside {time!r}")
+def choose_values(there: Sequence[str], place: str, options: TableOptions) -> tuple[str, ...]:
+    """The value columns to use, of those that are there.
+
+    Raises:
+        DataError: one that was asked for is not there.
+    """
     for name in options.columns or ():
         if name not in there:
             raise DataError(f"{place}: no value column {name!r} (data.columns); there are {there}")

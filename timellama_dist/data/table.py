@@ -26,6 +26,7 @@ from timellama_dist.data.parsing import (
     ID_COLUMN,
     Columns,
     Origin,
+    choose_values,
     decide_columns,
     parse_rows,
 )
@@ -70,25 +71,27 @@ def plan_table(files: Sequence[Place], name: str, options: TableOptions) -> Reci
     """
     names = read_names(files)
     origin = Origin(tuple(map(str, files)))
-    columns = decide_columns(read_sample(files[0]), origin.place, options)
+    # Where values may be missing, the first file may lack columns that others have.
+    masked = options.missing == "mask"
+    known = replace(options, columns=None) if masked else options
+    columns = decide_columns(read_sample(files[0]), origin.place, known)
     if columns.layout == "rows":
         # Files of longer series have more columns.
         longest = max(names, key=len)
         columns = replace(columns, cells=tuple(longest[1:]))
         same = [there == longest[: len(there)] for there in names]
-    elif options.missing == "mask":
+    elif masked:
         needed = {columns.time, *([ID_COLUMN] if columns.layout == "long" else [])}
         same = [needed <= set(there) for there in names]
-        if options.columns is None:
-            union = dict.fromkeys(name for there in names for name in there)
-            columns = replace(columns, values=tuple(n for n in union if n not in needed))
+        union = dict.fromkeys(n for there in names for n in there if n not in needed)
+        columns = replace(columns, values=choose_values(list(union), origin.place, options))
     else:
         same = [there == names[0] for there in names]
     for file, there, fits in zip(files, names, same, strict=True):
         if not fits:
             raise DataError(
                 f"{file}: columns {there} differ from those of {files[0]}, {names[0]}"
-                + ("" if options.missing == "mask" else "; data.missing=mask would allow it")
+                + ("" if masked else "; data.missing=mask would allow it")
             )
     return Recipe(
         name=name,

@@ -308,6 +308,21 @@ def test_a_truncated_gzip_is_refused(tmp_path):
         read_table(path)
 
 
+def test_columns_may_be_asked_for_that_only_some_files_have(tmp_path, make_frame):
+    make_frame(20, columns="a").to_parquet(tmp_path / "1.parquet")
+    later = make_frame(40, columns="bc")[20:]
+    later.to_parquet(tmp_path / "2.parquet")
+
+    table = read_table(tmp_path, TableOptions(columns=("b", "a"), missing="mask"))
+
+    assert table.channels == ("b", "a")
+    assert np.isnan(table.values).any(axis=1).all()
+    np.testing.assert_array_equal(table.values[20:, 0], later["b"])
+    place = f"{tmp_path / '1.parquet'} (and 1 more files)"
+    with refused(place, "no value column 'd' (data.columns); there are ['a', 'b', 'c']"):
+        read_table(tmp_path, TableOptions(columns=("a", "d"), missing="mask"))
+
+
 def test_files_of_other_columns_are_refused(tmp_path, make_frame):
     make_frame(20).to_parquet(tmp_path / "1.parquet")
     make_frame(20, columns="ac").to_parquet(tmp_path / "2.parquet")
