@@ -266,7 +266,8 @@ class TimeLlamaForecaster:
         """
         known = self.known(dataset)
         place = origin.place if origin else "frame"
-        table = table_from_frame(frame, options, origin)
+        step = known.card.frequency if known.least_rows == 1 else None
+        table = table_from_frame(frame, options, origin, step=step)
         if ID_COLUMN not in frame.columns or options.series == "channels":
             ids = self.known_ids(table.unique_ids, known.card.name)
             table = replace(table, unique_ids=tuple(ids))

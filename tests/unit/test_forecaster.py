@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -37,10 +37,11 @@ def forecaster(
     scalers: dict[str, Scaler] = SCALERS,
     channels: str = "a b",
     frequency: str = "h",
+    short_series: Literal["skip", "pad"] = "skip",
     **options: Any,
 ) -> TimeLlamaForecaster:
     config = RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
+        data=DataSection(context_len=CONTEXT, horizon=HORIZON, short_series=short_series),
         backbone=BackboneSection(name=str(llama), num_blocks=1, quantization="none"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
         model=ModelSection(alignment_heads=4),
@@ -263,6 +264,19 @@ def test_a_frame_s_weeks_and_quarters_may_begin_elsewhere_than_the_model_s(
     other = long_frame().assign(ds=np.repeat(pd.date_range(start, periods=15), 2))
     with pytest.raises(DataError, match=f"the model's step is '{frequency}', the frame's 'D'"):
         own.predict(other)
+
+
+def test_one_row_a_series_is_enough_where_training_padded(tiny_llama: Path) -> None:
+    padded = forecaster(tiny_llama, frequency="D", short_series="pad", missing="mask")
+    frame = long_frame()[:2]
+    found = padded.predict(frame)
+    assert np.isfinite(found["yhat"]).all()
+    days = [f"2024-01-0{day}" for day in range(2, 2 + HORIZON)]
+    assert found["ds"].dt.strftime("%Y-%m-%d").tolist() == days * 4
+    with pytest.raises(DataError, match="the model's step is 'D', the frame's 'h'"):
+        padded.predict(long_frame())
+    with pytest.raises(DataError, match="frame: no series has two timestamps"):
+        forecaster(tiny_llama).predict(frame)
 
 
 def test_a_frame_comes_back_as_it_came(tiny_llama: Path) -> None:

@@ -127,7 +127,11 @@ def read_table(
 
 
 def table_from_frame(
-    frame: pd.DataFrame, options: TableOptions | None = None, origin: Origin | None = None
+    frame: pd.DataFrame,
+    options: TableOptions | None = None,
+    origin: Origin | None = None,
+    *,
+    step: str | None = None,
 ) -> Table:
     """Check a frame as `read_table` checks a file; messages call it "frame".
 
@@ -135,6 +139,7 @@ def table_from_frame(
         frame: the table.
         options: how to read it.
         origin: what messages call the frame and its rows instead.
+        step: alias of the step of a frame whose series are one row each; refused if not given.
 
     Raises:
         DataError: anything wrong with the frame.
@@ -153,7 +158,7 @@ def table_from_frame(
         origin=replace(origin, row_width=columns.row_width),
     )
     typed, findings = recipe.parse(raw, 0, 0)
-    return _arrange(recipe, typed, findings)
+    return _arrange(recipe, typed, findings, step)
 
 
 def _to_arrow(frame: pd.DataFrame) -> pa.Table:
@@ -165,13 +170,15 @@ def _to_arrow(frame: pd.DataFrame) -> pa.Table:
         return pa.Table.from_pandas(frame.astype(texts), preserve_index=False)
 
 
-def _arrange(recipe: Recipe, typed: pa.Table, findings: Findings) -> Table:
+def _arrange(recipe: Recipe, typed: pa.Table, findings: Findings, step: str | None = None) -> Table:
     findings.refuse()
     table, found = recipe.arrange(typed)
     found.refuse()
     assert table is not None
     if table.frequency is None:
-        raise no_step(recipe.origin)
+        if step is None or table.num_rows.max() > 1:
+            raise no_step(recipe.origin)
+        table = replace(table, frequency=step)
     findings.extend(found)
     return replace(table, notes=tuple(one.text() for one in findings.notes))
 
