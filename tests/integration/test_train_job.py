@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.launch.cluster import connected
 from timellama_dist.launch.evaluate import evaluate, read_arguments
+from timellama_dist.launch.plan import plan_sets
 from timellama_dist.launch.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +284,19 @@ def test_baselines_and_unseen_data_are_scored_by_the_same_protocol(
         past = torch.tensor(windows[:, :48], dtype=torch.float32)
         error = forecaster.model(past, 0).numpy()[:, :5] - windows[:, 48:]
     assert found["mse"] == pytest.approx(np.mean(error**2), rel=1e-4)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_context_that_is_fitted_to_the_data_is_the_one_that_is_scored(waves_csv: Path) -> None:
+    words = ["--model", "ridge", "--data.path", str(waves_csv), "--data.horizon", "12"]
+    config, known = read_arguments([*words, "--data.fit_context", "true"])
+    (planned,) = plan_sets(config.data)
+    assert planned.context_len < config.data.context_len
+    fitted = evaluate(config, known)
+    context_len = str(planned.context_len)
+    given = evaluate(*read_arguments([*words, "--data.context_len", context_len]))
+    assert fitted["by_dataset"] == given["by_dataset"]
+    assert fitted["by_dataset"]["waves"]["windows"] == planned.num_windows["test"]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -110,9 +110,9 @@ def _check_fit(config: EvaluateConfig, known: "ExportedModel | None", one: "Plan
     if known is None:
         return 0
     number = known.number_of(one.part, config.dataset)
-    context_len, horizon = config.data.lengths(one.part)
+    _, horizon = config.data.lengths(one.part)
     for key, value, most in (
-        ("data.context_len", context_len, known.data.context_len),
+        ("data.context_len", one.context_len, known.data.context_len),
         ("data.horizon", horizon, known.data.horizon),
     ):
         if value > most:
@@ -146,7 +146,9 @@ def _subject(
     from timellama_dist.data.manifest import Manifest
     from timellama_dist.launch.evaluate_share import Subject
 
-    part, manifest = one.part, Manifest.load(path)
+    manifest = Manifest.load(path)
+    # The context may have been fitted to the data.
+    part = replace(one.part, context_len=one.context_len)
     context_len, horizon = config.data.lengths(part)
     in_full = manifest.split[0] == 0 and manifest.split_by == "time"
     subject = Subject(
