@@ -25,7 +25,7 @@ from timellama_dist.data.parsing import ID_COLUMN, Origin
 from timellama_dist.data.scaling import Scaler
 from timellama_dist.data.series import Series, Table
 from timellama_dist.data.table import table_from_frame
-from timellama_dist.errors import ConfigError, DataError, UserError
+from timellama_dist.errors import ConfigError, DataError, UserError, require_at_least
 from timellama_dist.modeling.exported import (
     DatasetCard,
     ModelCard,
@@ -219,8 +219,8 @@ class TimeLlamaForecaster:
             `yhat-lo-80, yhat-hi-80`, in the frame's units.
 
         Raises:
-            ConfigError: the horizon is out of bounds, it isn't clear which data set is meant, or
-                the model knows nothing of intervals.
+            ConfigError: the horizon, a level or `recent` is out of bounds, it isn't clear which data
+                set is meant, or the model knows nothing of intervals.
             DataError: the frame lacks a channel, rows or values, has another frequency, or holds
                 what `read_table` refuses.
         """
@@ -234,6 +234,7 @@ class TimeLlamaForecaster:
             )
         if steps > most and level:
             raise ConfigError(f"level can't be given with a horizon above {most}, got {steps}")
+        require_at_least(0, {"recent": recent})
         levels, name = check_levels(level), known.card.name
         table = self.table(to_pandas(frame), table_options(known.card), name)
         lasts = table.timestamps[table.first_rows[1:] - 1]
