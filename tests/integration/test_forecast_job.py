@@ -49,8 +49,8 @@ def test_it_forecasts_every_series_once_as_the_forecaster_does(
     output = tmp_path / "forecasts"
     assert main(words(model, table, output, "--part_windows", "8")) == 0
     said = capsys.readouterr().out
-    assert "23 forecasts of 6 steps x 2 channels" in said
-    assert "3 parts" in said
+    assert "23 of 23 forecasts made now" in said
+    assert "steps x channels: 6 x 2, parts: 3" in said
     assert "forecasts/s" in said
     assert "1 of 24 series are skipped: they have fewer than 24 rows" in said
     # Nothing but the parts is read as the table.
@@ -97,7 +97,7 @@ def test_a_backtest_is_what_a_forecaster_at_each_cutoff_would_have_said(
 
 
 def test_only_a_wide_table_goes_by_the_name_of_the_model_s_only_series(
-    tiny_llama: Path, table: Path, tmp_path: Path
+    tiny_llama: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = export_model(tiny_llama, tmp_path, ["s003"])
     forecaster = TimeLlamaForecaster.load(model)
@@ -106,6 +106,7 @@ def test_only_a_wide_table_goes_by_the_name_of_the_model_s_only_series(
     for one, name in ((frame, "s005"), (frame.drop(columns="unique_id"), "s003")):
         one.to_csv(source, index=False)
         assert main(words(model, source, tmp_path / f"as-{name}")) == 0
+        assert "1 of 1 forecasts made now" in capsys.readouterr().out
         found, expected = pd.read_parquet(tmp_path / f"as-{name}"), forecaster.predict(one)
         assert set(found["unique_id"]) == set(expected["unique_id"]) == {name}
         np.testing.assert_allclose(found["yhat"], expected["yhat"], rtol=0, atol=2e-6)
@@ -118,7 +119,7 @@ def test_a_job_of_another_kind_is_refused_its_output(
     assert main(words(model, table, output, "--horizon", "2")) == 0
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     assert main(words(model, table, output, "--horizon", "2")) == 0
-    assert "0 of them now" in capsys.readouterr().out
+    assert "0 of 23 forecasts made now" in capsys.readouterr().out
     assert main(words(model, table, output, "--horizon", "3")) == 2
     assert "holds forecasts of another horizon: 2, now 3" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before

@@ -269,7 +269,8 @@ def _command(argv: Sequence[str]) -> None:
     found = forecast(config)
     rate = found.made / found.seconds
     print(
-        f"{found.forecasts} forecasts of {found.steps} steps x {found.channels} channels in "
-        f"{config.output}: {found.parts} parts; {found.made} of them now, in {found.seconds:.1f} s "
-        f"({rate:.0f} forecasts/s, {rate * found.steps * found.channels:.0f} values/s)"
+        f"{found.made} of {found.forecasts} forecasts made now, in {found.seconds:.1f} s "
+        f"({rate:.0f} forecasts/s, {rate * found.steps * found.channels:.0f} values/s); "
+        f"steps x channels: {found.steps} x {found.channels}, parts: {found.parts}, "
+        f"in {config.output}"
     )
