@@ -4,6 +4,8 @@ A falling loss would hide wrong weights; so would samples that all choose the sa
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,11 @@ def policy(name: str) -> dict[str, Any]:
     return json.loads((POLICIES / f"{name}.json").read_text())
 
 
+def dataset_of(step: int) -> int:
+    """The model knows two data sets, from which the steps draw in turn."""
+    return step % 2
+
+
 def plain_loop(config: RunConfig) -> dict[str, Tensor]:
     """The reference: no DeepSpeed, no engine code but the schedule and the dropout's seeds."""
     model = make_model(config).train()
@@ -56,7 +63,7 @@ def plain_loop(config: RunConfig) -> dict[str, Tensor]:
         for turn in range(turns):
             batch = next(batches)
             seed_dropout(config.train.seed, step, turn)
-            forecast = model(torch.from_numpy(batch["past"]))
+            forecast = model(torch.from_numpy(batch["past"]), dataset_of(step))
             loss = (forecast - torch.from_numpy(batch["future"])).square().mean()
             loss = loss + config.dlora.balance_weight * model.balance_loss()
             (loss / turns).backward()
@@ -68,15 +75,18 @@ def plain_loop(config: RunConfig) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in trained.items()}
 
 
-def train_rank(rank: int, world_size: int, folder: Path, config: RunConfig) -> None:
-    for name in STAGES:
+def train_rank(
+    rank: int, world_size: int, folder: Path, config: RunConfig, stages: Sequence[str] = STAGES
+) -> None:
+    for name in stages:
         engine = make_engine(config, policy(name), world_size)
         batches = micro_batches(config, rank, world_size, 0, STEPS)
         chosen = []
         for step in range(STEPS):
             for group in engine.optimizer.param_groups:
                 group["lr"] = learning_rate(step, STEPS, config.train)
-            train_step(engine, batches, config, step=step, sums=StepSums())
+            sums, dataset = StepSums(), dataset_of(step)
+            train_step(engine, batches, config, step=step, sums=sums, dataset=dataset)
             chosen.append(engine.module.dlora.router_statistics().chosen.float())
         weights = trained_weights(engine)
         if rank == 0:
@@ -126,3 +136,24 @@ def test_ten_steps_give_the_weights_of_a_plain_loop(
         load_file(path)["counts"] for path in sorted(trained.glob(f"{name}-chosen-*.safetensors"))
     ]
     assert len(counts) == 1 or not torch.equal(*counts[:2]), "both ranks chose the same experts"
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(["zero3"], id="zero3"),
+        pytest.param([*STAGES], id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_maps_of_which_a_step_uses_one_get_the_weights_of_a_plain_loop(
+    tiny_llama: Path, tmp_path: Path, stages: list[str]
+) -> None:
+    config = run_config(tiny_llama)
+    config = replace(config, model=replace(config.model, shortcut="trainable"))
+    wanted = plain_loop(config)
+    assert all(wanted[f"shortcuts.{dataset}.map_LH"].any() for dataset in (0, 1))
+    run_ranks(train_rank, 2, tmp_path, config, stages)
+    for name in stages:
+        found = load_file(tmp_path / f"{name}.safetensors")
+        difference = largest_relative_difference(found, wanted)
+        assert difference <= 1e-5, f"{name}: relative difference {difference:.1e}"

@@ -111,7 +111,7 @@ class TimeLlama(nn.Module):
         normed_BHC = self.head(self.dropout(hidden_BCD)).transpose(1, 2).to(past_BLC.dtype)
         forecast_BHC = self.norm.inverse(normed_BHC, statistics, affine)
         if self.shortcuts:
-            forecast_BHC = forecast_BHC + self.shortcuts[dataset](past_BLC, statistics.centre)
+            forecast_BHC = forecast_BHC + self._beyond(past_BLC, statistics.centre, dataset)
         return forecast_BHC
 
     def mapped(self, past_BLC: Tensor, dataset: int = 0) -> Tensor:
@@ -154,6 +154,16 @@ class TimeLlama(nn.Module):
         """The adapter's tuner, if there is one."""
         tuner = self.backbone.base_model if isinstance(self.backbone, PeftModel) else None
         return tuner if isinstance(tuner, DLoraModel) else None
+
+    def _beyond(self, past_BLC: Tensor, centre_B1C: Tensor, dataset: int) -> Tensor:
+        """What the linear map of a data set forecasts beyond the centre, shape (B, H, C)."""
+        each = self.shortcuts
+        if not (self.training and isinstance(each[dataset].map_LH, nn.Parameter)):
+            beyond_BHC: Tensor = each[dataset](past_BLC, centre_B1C)
+            return beyond_BHC
+        # All that trains takes part in each step: where a parameter has no gradient, ZeRO-3 steps
+        # on the one it had before (DeepSpeed 0.19.8, zero/stage3.py).
+        return torch.stack([one(past_BLC, centre_B1C) for one in each])[dataset]
 
     def _clipped(self, past_BLC: Tensor) -> Tensor:
         return past_BLC if self.clip is None else past_BLC.clamp(-self.clip, self.clip)
