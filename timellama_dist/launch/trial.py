@@ -43,6 +43,8 @@ class TrialSpec:
     """Where the trials' run directories are."""
     metric: str
     """`mse` or `mae` of the validation part."""
+    objectives: Sequence[str]
+    """What the search makes small; each is reported of every trial."""
     hands_over: bool
     """Are checkpoints given to Ray Tune, for another trial to go on from?"""
     maps: Sequence[Float64] | None
@@ -109,9 +111,14 @@ def _run(config: RunConfig, told: TrialSpec) -> None:
         fitting.done.wait()
     said = fitting.result()
     if "diverged" in said:
-        tune.report({"step": 0, "validation": math.inf, "problem": said["diverged"]})
+        tune.report(diverged(said["diverged"], told.objectives))
     elif not finished:
         raise RuntimeError(said.get("failed", f"the run ended early, at step {said['step']}"))
+
+
+def diverged(problem: str, objectives: Sequence[str]) -> dict[str, Any]:
+    """What a search is told of a trial that is worth nothing: Ray Tune asks for each objective."""
+    return {"step": 0, **dict.fromkeys(objectives, math.inf), "problem": problem}
 
 
 def trial_config(base: RunConfig, keys: Mapping[str, Any], folder: Path) -> RunConfig:

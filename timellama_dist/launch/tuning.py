@@ -191,6 +191,7 @@ def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
         base=base.to_dict(),
         folder=str(run_dir / TRIALS),
         metric=space.search.metric,
+        objectives=space.search.objectives,
         hands_over=space.search.scheduler in ("pbt", "pb2"),
         maps=maps,
     )
