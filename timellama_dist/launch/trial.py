@@ -113,12 +113,19 @@ def _run(config: RunConfig, told: TrialSpec) -> None:
     if "diverged" in said:
         tune.report(diverged(said["diverged"], told.objectives))
     elif not finished:
-        raise RuntimeError(said.get("failed", f"the run ended early, at step {said['step']}"))
+        raise RuntimeError(cut_short(said))
 
 
 def diverged(problem: str, objectives: Sequence[str]) -> dict[str, Any]:
     """What a search is told of a trial that is worth nothing: Ray Tune asks for each objective."""
     return {"step": 0, **dict.fromkeys(objectives, math.inf), "problem": problem}
+
+
+def cut_short(said: Mapping[str, Any]) -> str:
+    """Why a run has ended before its last step, by what `train_worker` returned."""
+    if "failed" in said:
+        return str(said["failed"])
+    return f"the run ended early, at step {said['step']}"
 
 
 def trial_config(base: RunConfig, keys: Mapping[str, Any], folder: Path) -> RunConfig:

@@ -13,7 +13,7 @@ from timellama_dist.config.schema import BackboneSection, ModelSection, RunConfi
 from timellama_dist.config.search import Objective, SearchConfig
 from timellama_dist.launch.proposals import Proposals
 from timellama_dist.launch.search_space import Space
-from timellama_dist.launch.trial import diverged
+from timellama_dist.launch.trial import cut_short, diverged
 
 
 @pytest.mark.parametrize("objectives", [["validation"], ["validation", "active_parameters"]])
@@ -46,3 +46,9 @@ def test_ray_tune_and_optuna_take_a_trial_that_diverged(
         result["training_iteration"] = 1
         proposals.on_trial_result(f"trial-{number}", result)
         proposals.on_trial_complete(f"trial-{number}", result)
+
+
+def test_a_trial_whose_storage_failed_says_so() -> None:
+    # All that `train_worker` returns of it.
+    assert cut_short({"failed": "the checkpoint of step 5 could not be saved"}).startswith("the ch")
+    assert cut_short({"step": 5}) == "the run ended early, at step 5"
