@@ -112,6 +112,8 @@ class ProgressLine:
         self.say(record["text"])
 
     def _show_start(self, record: Record) -> None:
+        # Of workers that were started anew.
+        self.close()
         self._total, self.step = record["total_steps"], record["step"]
         if sys.stderr.isatty():
             self._bar = tqdm(

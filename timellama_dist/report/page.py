@@ -58,6 +58,7 @@ class RunFiles:
     config: str
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
+    """One record of a kind and step, in the order of steps."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "RunFiles":
@@ -70,7 +71,8 @@ class RunFiles:
             config = (run_dir / "config.yaml").read_text(encoding="utf-8")
             metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
             lines = (run_dir / "history.jsonl").read_text(encoding="utf-8").splitlines()
-            return cls(run_dir.resolve().name, config, metrics, [json.loads(one) for one in lines])
+            history = _last_of_each([json.loads(one) for one in lines])
+            return cls(run_dir.resolve().name, config, metrics, history)
         except (OSError, ValueError) as error:
             raise DataError(f"{run_dir} is not the directory of a finished run: {error}") from error
 
@@ -82,6 +84,12 @@ class RunFiles:
             if one["kind"] == "validation"
         ]
         return [(step, routers) for step, routers in found if routers]
+
+
+def _last_of_each(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run that went on from a checkpoint has made the steps after it twice: the last count."""
+    last = {(one["kind"], one["step"]): one for one in history}
+    return sorted(last.values(), key=lambda one: one["step"])
 
 
 def write_report(run_dir: Path, sets: Sequence[ShownSet], modules: Sequence[str]) -> Path:

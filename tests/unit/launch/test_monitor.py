@@ -82,3 +82,19 @@ def test_a_full_disk_costs_no_line_of_the_history(
     line.show([validation(401)])
     found = [json.loads(text)["step"] for text in history.read_text().splitlines()]
     assert found == list(range(1, 402))
+
+
+def test_workers_that_are_started_anew_get_a_bar_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    line = ProgressLine(tmp_path / "history.jsonl")
+    start = {"kind": "start", "step": 0, "total_steps": 10}
+    line.show([start, record()])
+    first = line._bar
+    line.show([start | {"step": 4}])
+    assert first is not None
+    assert first.disable, "not closed"
+    assert line._bar is not None
+    assert (line._bar.n, line._bar.total) == (4, 10)
+    line.close()

@@ -117,6 +117,20 @@ def test_runs_are_compared(run_dir: Path, capsys: pytest.CaptureFixture[str]) ->
         RunFiles.read(run_dir.parent)
 
 
+def test_of_steps_that_were_made_again_the_last_count(run_dir: Path) -> None:
+    path = run_dir / "history.jsonl"
+    once = RunFiles.read(run_dir).history
+    lines = path.read_text().splitlines()
+    # The run went on from step 10 after a worker was lost.
+    lost = [line.replace('"loss": 0.05', '"loss": 9.0') for line in lines[1:2]]
+    path.write_text("\n".join([lines[0], lines[3], *lost, *lines[1:3], *lines[4:]]) + "\n")
+    found = RunFiles.read(run_dir).history
+    for kind in ("train", "validation"):
+        mine, expected = ([one for one in h if one["kind"] == kind] for h in (found, once))
+        assert mine == expected
+        assert [one["step"] for one in mine] == [10, 20, 30]
+
+
 def test_a_browser_shows_the_report(run_dir: Path, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
