@@ -149,9 +149,9 @@ def comparison_rows(runs: Sequence[RunFiles]) -> list[tuple[str, ...]]:
 
 
 def _of_set(run: RunFiles, one: ShownSet, modules: Sequence[str]) -> list[str]:
-    name, found = html.escape(one.name), run.metrics["by_dataset"][one.name]
+    name, found = one.name, run.metrics["by_dataset"][one.name]
     intervals = " and ".join(f"{level:g} %" for level in one.radii)
-    title = f"{one.name}: z-scored, test MSE {found['test']['mse']:.4f}"
+    title = f"{name}: z-scored, test MSE {found['test']['mse']:.4f}"
     parts = [
         _heading(
             f"{name}: forecasts" + (f", intervals of {intervals}" if intervals else ""),
@@ -173,7 +173,7 @@ def _of_set(run: RunFiles, one: ShownSet, modules: Sequence[str]) -> list[str]:
                 _picture(partial(plot_routers, routers, modules)),
             )
         )
-    if over_time := run.routers(one.name):
+    if over_time := run.routers(name):
         parts.append(
             _heading(
                 f"{name}: experts chosen at each validation",
@@ -224,7 +224,7 @@ def _page(title: str, parts: Sequence[str]) -> str:
 
 
 def _heading(title: str, body: str) -> str:
-    return f"<h2>{title}</h2>\n{body}"
+    return f"<h2>{html.escape(title)}</h2>\n{body}"
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:

@@ -102,15 +102,19 @@ def test_a_run_without_adapters_has_no_router_pictures(run_dir: Path) -> None:
 
 
 def test_runs_are_compared(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    second = shutil.copytree(run_dir, run_dir.with_name("second"))
+    second = shutil.copytree(run_dir, run_dir.with_name("second<b>"))
     page = run_dir.with_name("comparison.html")
     assert main([str(run_dir), str(second), "--output", str(page)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in said[1:3]] == [
         ["first", "0.2500", "0.5000"],
-        ["second", "0.2500", "0.5000"],
+        ["second<b>", "0.2500", "0.5000"],
     ]
-    assert page.read_text().count("<img ") == 4
+    text = page.read_text()
+    assert text.count("<img ") == 4
+    assert "<b>" not in text
+    for title in ("second&lt;b&gt;", "second&lt;b&gt;, shops: routers over time"):
+        assert f"<h2>{title}</h2>" in text
     assert main([str(run_dir.parent)]) == 2
     assert "is not the directory of a finished run" in capsys.readouterr().err
     with pytest.raises(DataError):
