@@ -50,7 +50,8 @@ class DLoraConfig(PeftConfig):
     gate: Gate = "probability"
     """`probability`: chosen experts are weighted by their probability, so that equal ones get 1.
     `straight_through`: 0 or 1 forward, the softmax's gradient backward.
-    `binary`: 0 or 1; only the balance loss trains the router."""
+    `binary`: 0 or 1; only the balance loss trains the router. So it is with `probability` where
+    top_n is 1: a single expert's weight is always 1."""
 
     pooling: Pooling = "last"
     """How the router reads a block's input: its last token, the tokens' mean, or a learned

@@ -45,7 +45,8 @@ def gate_experts(probs_BPS: Tensor, chosen_BPS: Tensor, gate: Gate) -> Tensor:
         gate: how a choice becomes a weight, see `DLoraConfig.gate`.
 
     Returns:
-        Gates, same shape. Experts that were not chosen have exactly 0, in every mode.
+        Gates, same shape. Experts that were not chosen have exactly 0, in every mode. A gate of
+        "binary" passes no gradient on, nor does one of "probability" where it is the only one.
     """
     if gate == "binary":
         return chosen_BPS

@@ -66,6 +66,16 @@ def test_binary_gates_carry_no_gradient():
     assert not gates.requires_grad
 
 
+@pytest.mark.parametrize(("top_n", "trains"), [(1, False), (2, True)])
+def test_a_single_probability_gate_carries_no_gradient(top_n, trains):
+    torch.manual_seed(0)
+    scores = torch.randn(3, 2, 7, requires_grad=True)
+    probs = scores.softmax(-1)
+    gates = gate_experts(probs, choose_experts(probs, top_n), "probability")
+    (gradient,) = torch.autograd.grad(gates, scores, torch.randn(3, 2, 7))
+    assert bool((gradient.abs() > 1e-5).any()) == trains
+
+
 def test_balance_loss_is_as_worked_out_by_hand():
     # f = (1/2, 1/2, 0, 0), p = (0.3, 0.25, 0.15, 0.3): 4 * (0.15 + 0.125) = 1.1
     torch.testing.assert_close(balance_loss(PROBS_BPS), torch.tensor(1.1))
