@@ -1,12 +1,14 @@
 """Runs whose checkpoints were damaged, or whose disk is full: real Ray, two DeepSpeed workers."""
 
+import contextlib
 import json
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from os import kill
+from os import kill, killpg
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,44 @@ def test_a_full_disk_stops_the_run_in_the_end_and_costs_nothing_saved(
         subprocess.run(["umount", "-l", str(storage)], check=True)
     found = metrics(run_dir)["test"]["mse"]
     assert found == pytest.approx(metrics(whole)["test"]["mse"], rel=1e-5)
+
+
+def test_a_run_that_is_stopped_while_its_disk_is_full_saves_all_of_it_once_there_is_room(
+    tiny_llama: Path, waves_csv: Path, tmp_path: Path
+) -> None:
+    storage, run_dir, said = tmp_path / "disk", tmp_path / "stopped", tmp_path / "said"
+    storage.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(storage)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        changes: dict[str, Any] = {"run.storage_path": storage, "run.max_failed_saves": 999}
+        changes |= {"train.epochs": 10_000, "train.max_steps": 100_000, "train.average_steps": 10}
+        words = arguments(tiny_llama, waves_csv, run_dir, **changes, **{"train.patience": 0})
+        with said.open("w") as errors:
+            process = subprocess.Popen(
+                [*JOB, *words], stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
+        wait_for(lambda: checkpoints(storage / "stopped"), "a checkpoint")
+        filling = storage / "filling"
+        with filling.open("wb") as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                file.flush()
+        wait_for(lambda: "could not be saved" in said.read_text(), "a full disk")
+        killpg(process.pid, signal.SIGINT)
+        wait_for(lambda: "stopping" in said.read_text(), "the order to stop")
+        stopped = wait_for(lambda: refused_twice(said.read_text()), "the last save")
+        filling.unlink()
+        assert process.wait(timeout=120) == 130, said.read_text()
+        found, _ = newest_valid(open_place(storage / "stopped" / "checkpoints"))
+        assert found is not None
+        assert read_state(found).step == stopped
+        assert (found / "average.safetensors").is_file()
+    finally:
+        subprocess.run(["umount", "-l", str(storage)], check=True)
+
+
+def refused_twice(said: str) -> int | None:
+    """The step whose checkpoint was tried a second time: the last one of the run."""
+    steps = re.findall(r"the checkpoint of step (\d+) could not be saved", said)
+    return next((int(one) for one in steps if steps.count(one) > 1), None)

@@ -193,9 +193,9 @@ class _Worker:
             best = loop.run(progress, best)
             batches.close()
         if progress.finished and best is not None and self.told.test:
-            return self._finish(saver, engine, progress, best, (alone, held))
+            return self._finish(saver, engine, average, progress, best, (alone, held))
         if saver.failed:
-            saver.save_at_last(engine, progress, best)
+            saver.save_at_last(engine, progress, best, average.write)
         return {"step": progress.step}
 
     def _build(self, folder: Path | None) -> TimeLlama:
@@ -265,6 +265,7 @@ class _Worker:
         self,
         saver: Saver,
         engine: Any,
+        average: Average,
         progress: Progress,
         best: Weights,
         frozen: tuple[int, list[int]],
@@ -321,6 +322,8 @@ class _Worker:
         card = ModelCard(config=self.told.config, datasets=self.data.cards)
 
         def complete(folder: Path) -> None:
+            # The run goes on from here if it is given more steps.
+            average.write(folder)
             scalers = self.data.scaler_files
             save_model(engine.module, best, folder / EXPORTED, card, scalers, quantiles)
             for number, example in enumerate(examples):
