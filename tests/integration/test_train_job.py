@@ -252,6 +252,26 @@ def test_ctrl_c_saves_a_checkpoint_and_resuming_ends_bit_for_bit_as_the_uninterr
 
 
 @pytest.mark.usefixtures("cluster")
+def test_the_checkpoint_with_the_model_is_as_good_to_go_on_from_as_the_one_before(
+    tiny_llama: Path, waves_csv: Path, tmp_path: Path
+) -> None:
+    # Without ZeRO the weights that are tested are put where the last ones are.
+    (tmp_path / "zero0.json").write_text("{}")
+    changes = {"deepspeed": tmp_path / "zero0.json", "scaling.num_workers": 1}
+    changes |= {"train.max_steps": 10, "train.average_steps": 20}
+    assert main(arguments(tiny_llama, waves_csv, tmp_path / "run", **changes)) == 0
+    before, last = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint_*_step-10"))
+    assert (last / "model").exists()
+    assert not (before / "model").exists()
+    for file in ("weights", "optimizer", "best", "average"):
+        name = f"{file}.safetensors"
+        assert (last / name).exists(), name
+        assert (last / name).read_bytes() == (before / name).read_bytes(), name
+    weights, best = (load_file(last / f"{name}.safetensors") for name in ("weights", "best"))
+    assert not np.array_equal(weights["head.weight"], best["head.weight"])
+
+
+@pytest.mark.usefixtures("cluster")
 def test_baselines_and_unseen_data_are_scored_by_the_same_protocol(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
     waves_csv: Path,

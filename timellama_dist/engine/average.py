@@ -1,13 +1,12 @@
 """The running mean of the trained weights, which forecasts better than where the last step led."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from timellama_dist.engine.checkpoint import Weights, set_weights, trained_weights
+from timellama_dist.engine.checkpoint import Weights, in_engine, trained_weights
 from timellama_dist.modeling.tensors import read_tensors
 
 _FILE = "average.safetensors"
@@ -52,19 +51,9 @@ class Average:
             return trained_weights(self._engine)
         return {name: mean.clone() for name, mean in self._mean.items()}
 
-    @contextmanager
-    def in_engine(self) -> Iterator[None]:
+    def in_engine(self) -> AbstractContextManager[None]:
         """Let the engine forecast with the mean for as long as the block lasts; no step in it."""
-        if self._mean is None:
-            yield
-            return
-        own = trained_weights(self._engine)
-        set_weights(self._engine, self._mean)
-        try:
-            yield
-        finally:
-            # What each rank steps on was not touched, so this brings back the very same weights.
-            set_weights(self._engine, own)
+        return nullcontext() if self._mean is None else in_engine(self._engine, self._mean)
 
     def write(self, folder: Path) -> None:
         """Put the mean into a checkpoint, if there is one."""

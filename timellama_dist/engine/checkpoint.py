@@ -9,7 +9,8 @@ backbone is never saved. Random state, learning rate and place in the data need 
 functions of the position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def set_weights(engine: Any, weights: Weights) -> None:
             # Outside stage 3 every rank holds, and sets, its own copy.
             if parameter.numel() == weights[name].numel():
                 parameter.copy_(weights[name])
+
+
+@contextmanager
+def in_engine(engine: Any, weights: Weights) -> Iterator[None]:
+    """Let an engine forecast with these weights for as long as the block lasts; no step in it.
+
+    Every rank must call.
+    """
+    own = trained_weights(engine)
+    set_weights(engine, weights)
+    try:
+        yield
+    finally:
+        # What each rank steps on is this, or was not touched.
+        set_weights(engine, own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,11 @@ from timellama_dist.engine.average import Average
 from timellama_dist.engine.checkpoint import (
     Progress,
     Weights,
+    in_engine,
     load_optimizer,
     load_weights,
     read_best,
     read_progress,
-    set_weights,
 )
 from timellama_dist.engine.datasets import RunData
 from timellama_dist.engine.loop import TrainLoop
@@ -280,10 +280,10 @@ class _Worker:
         elif share != 1:
             text += f", with {share:g} of what they add to the linear map"
         self.tell({"kind": "phase", "text": text})
-        set_weights(engine, best)
-        test = self.data.evaluate(engine, "test")[1.0]
-        examples = self.data.examples(engine)
-        quantiles = self.data.error_quantiles(engine)
+        with in_engine(engine, best):
+            test = self.data.evaluate(engine, "test")[1.0]
+            examples = self.data.examples(engine)
+            quantiles = self.data.error_quantiles(engine)
         windows = progress.step * self.config.train.batch_size
         alone, held = frozen
         metrics = {
