@@ -128,7 +128,8 @@ def load_backbone(
         folder: what `resolve_backbone` gave.
         num_blocks: how many blocks to keep.
         quantization: `nf4` (4 bits, double quantisation) or `none`, for the linear modules.
-        dtype: of the norms, and of the linear modules' computation.
+        dtype: of the norms, and of the linear modules' computation; 4-bit ones hold the same
+            whatever it is.
         device: where each block goes as soon as it is made.
         init: `random` draws the weights as the configuration's own initialiser would, instead of
             reading them.
@@ -194,10 +195,12 @@ def _fill(
             module.set_submodule(name, empty_linear4bit(linear, dtype))
     for name, meta in list(module.named_parameters()):
         owner = module.get_submodule(name.rpartition(".")[0])
-        pieces = (p.to(device, dtype) for p in source.pieces(prefix + name, meta.shape))
+        pieces = source.pieces(prefix + name, meta.shape)
         parameter: nn.Parameter
         if isinstance(meta, Params4bit):
-            parameter = quantise(pieces, meta)
+            # Whatever the rest computes in: trained in one dtype, a model is loaded in another.
+            parameter = quantise((p.to(device, torch.float32) for p in pieces), meta)
+            parameter.quant_state.dtype = dtype
         else:
             parameter = nn.Parameter(_whole(pieces, meta.shape, dtype, device), requires_grad=False)
         setattr(owner, name.rpartition(".")[2], parameter)

@@ -108,6 +108,35 @@ def test_nf4_equals_transformers_own_quantisation(any_folder, tokens):
     )
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_4_bit_matrices_are_the_same_whatever_computes_with_them(tmp_path, tokens, stored):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    )
+    AutoModel.from_config(config).to(stored).save_pretrained(tmp_path)
+    exact, rounder = (
+        plain(tmp_path, quantization="nf4", dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert exact(inputs_embeds=tokens).last_hidden_state.dtype == torch.float32
+    forecast = rounder(inputs_embeds=tokens.bfloat16()).last_hidden_state
+    assert forecast.dtype == torch.bfloat16
+    theirs = dict(rounder.named_parameters())
+    for name, parameter in exact.named_parameters():
+        if state := getattr(parameter, "quant_state", None):
+            other = theirs[name].quant_state
+            assert torch.equal(parameter.data, theirs[name].data), name
+            assert torch.equal(state.absmax, other.absmax), name
+            assert torch.equal(state.state2.absmax, other.state2.absmax), name
+            assert (state.dtype, other.dtype) == (torch.float32, torch.bfloat16)
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_loaded_model_is_frozen_whole_and_has_no_table(folder, quantization):
     model = plain(folder, quantization=quantization, dtype=torch.bfloat16)
