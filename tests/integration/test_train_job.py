@@ -17,10 +17,14 @@ import torch
 from safetensors.numpy import load_file
 
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.engine.checkpoint import read_progress
 from timellama_dist.launch.cluster import connected
 from timellama_dist.launch.evaluate import evaluate, read_arguments
 from timellama_dist.launch.plan import plan_sets
 from timellama_dist.launch.train import main
+from timellama_dist.modeling.exported import read_card
+from timellama_dist.modeling.fingerprint import backbone_fingerprint
 
 ROOT = Path(__file__).parents[2]
 JOB = [sys.executable, str(ROOT / "ray_jobs" / "train.py")]
@@ -68,7 +72,7 @@ def cluster() -> Iterator[None]:
 
 
 def test_the_run_directory_holds_what_the_contract_says(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tiny_llama: Path
 ) -> None:
     run_dir, _ = finished
     for name in (
@@ -100,6 +104,10 @@ def test_the_run_directory_holds_what_the_contract_says(
     newest = sorted((run_dir / "checkpoints").glob("checkpoint_*"))[-2]
     assert saved["bytes"] == sum(file.stat().st_size for file in newest.iterdir())
     assert 0 < saved["seconds"] < metrics["train"]["seconds"]
+    card = read_card(run_dir / "model")
+    backbone = backbone_fingerprint(RunConfig.from_dict(card.config), tiny_llama)
+    assert backbone is not None
+    assert {card.backbone, read_progress(newest).backbone} == {backbone}
     counts = metrics["parameters"]
     assert 0 < counts["active"] < counts["trainable"]
     steps = [record["step"] for record in history(run_dir, "train")]

@@ -5,8 +5,8 @@ A checkpoint folder holds `weights.safetensors` (fp32, by parameter name), `opti
 best validation so far, so that every checkpoint holds the best and none is kept for it), with
 `train.average_steps` also `average.safetensors` (the running mean, see `average`), and
 `state.json` (the position of the run, and the others' hashes: see `checkpoint_files`). The frozen
-backbone is never saved. Random state, learning rate and place in the data need no saving: they are
-functions of the position.
+backbone is never saved, only its fingerprint. Random state, learning rate and place in the data
+need no saving: they are functions of the position.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,6 +37,8 @@ class Progress:
     step: int = 0
     data: list[str] = field(default_factory=list)
     """Content hash of each data set, by which the step is a place in them."""
+    backbone: str | None = None
+    """`backbone_fingerprint` of the frozen part; older checkpoints have none."""
     best_metrics: dict[str, Any] = field(default_factory=dict)
     """The best validation so far, as `RunData.evaluate` gives it; empty before the first."""
     best_step: int = 0

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from timellama_dist.engine.setup import (
 )
 from timellama_dist.modeling.backbone import frozen_bytes, resolve_backbone
 from timellama_dist.modeling.exported import ModelCard, save_model
+from timellama_dist.modeling.fingerprint import backbone_fingerprint, check_backbone
 from timellama_dist.modeling.timellama import (
     TimeLlama,
     build_model,
@@ -200,6 +201,10 @@ class _Worker:
 
     def _build(self, folder: Path | None) -> TimeLlama:
         backbone = resolve_backbone(self.config.backbone.name, self.config.backbone.revision)
+        if folder is not None:
+            expected = read_progress(folder).backbone
+            check_backbone(self.config, backbone, expected, owner="this run")
+        self.backbone = backbone_fingerprint(self.config, backbone)
         in_bf16 = precision(self.config, use_gpu=self.told.use_gpu) == "bf16"
         model = build_model(
             self.config,
@@ -217,11 +222,13 @@ class _Worker:
 
     def _restore(self, engine: Any, folder: Path | None) -> tuple[Progress, Weights | None]:
         if folder is None:
-            return Progress(data=[one.content_hash for one in self.data.manifests]), None
+            hashes = [one.content_hash for one in self.data.manifests]
+            return Progress(data=hashes, backbone=self.backbone), None
         data, micro = self.config.data, self.config.train.micro_batch_size
         shape = (micro, data.context_len, self.data.manifests[0].num_channels)
         load_optimizer(engine, folder, past_shape=shape)
-        return read_progress(folder), read_best(folder)
+        # A checkpoint from before it was kept has none.
+        return replace(read_progress(folder), backbone=self.backbone), read_best(folder)
 
     def _save(
         self,
@@ -319,7 +326,7 @@ class _Worker:
             "parameters": self.counts,
             "world_size": self.world_size,
         }
-        card = ModelCard(config=self.told.config, datasets=self.data.cards)
+        card = ModelCard(config=self.told.config, datasets=self.data.cards, backbone=self.backbone)
 
         def complete(folder: Path) -> None:
             # The run goes on from here if it is given more steps.

@@ -7,8 +7,13 @@ from timellama_dist.config.evaluation import BASELINES, EvaluateConfig
 from timellama_dist.config.schema import DataSection, DataSet, MixturePart, RunConfig
 from timellama_dist.data.manifest import MANIFEST_NAME
 from timellama_dist.errors import ConfigError
-from timellama_dist.modeling.backbone import resolve_backbone
-from timellama_dist.modeling.exported import ModelCard, fingerprint, local_folder, read_card
+from timellama_dist.modeling.exported import (
+    ModelCard,
+    find_backbone,
+    fingerprint,
+    local_folder,
+    read_card,
+)
 from timellama_dist.modeling.prompts import task_prompt
 from timellama_dist.storage import open_place
 
@@ -33,7 +38,7 @@ class ExportedModel:
         """Read the card of the model at a path or URI.
 
         Raises:
-            CheckpointError: missing, damaged, or of an unknown schema version.
+            CheckpointError: missing, damaged, of an unknown schema version, or of another backbone.
             ConfigError: neither a model nor a baseline, or the backbone can't be had.
         """
         place = open_place(location)
@@ -47,7 +52,7 @@ class ExportedModel:
             card, found = read_card(folder), fingerprint(folder)
         config = RunConfig.from_dict(card.config)
         # Before a worker would look for it.
-        resolve_backbone(config.backbone.name, config.backbone.revision)
+        find_backbone(card, place)
         return cls(card, config.data, config.model.per_channel, found)
 
     def data_defaults(self, said: EvaluateConfig) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.engine.checkpoint_files import newest_state
 from timellama_dist.errors import ConfigError
 from timellama_dist.launch.run_storage import checkpoints_place
+from timellama_dist.modeling.backbone import resolve_backbone
+from timellama_dist.modeling.fingerprint import check_backbone
 
 if TYPE_CHECKING:
     from timellama_dist.launch.plan import PlannedSet
@@ -54,6 +56,20 @@ def check_data(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
                 f"data.path: {one.part.path} cannot be changed in a resumed run: its content is "
                 "not what the run was begun with; put it back, or begin another run"
             )
+
+
+def check_weights(config: RunConfig) -> None:
+    """Refuse a backbone whose weights are not those that the checkpoints were trained with.
+
+    Raises:
+        CheckpointError: named by the backbone.
+        ConfigError: it can't be had.
+        DataError: the run's storage doesn't answer.
+    """
+    state = newest_state(checkpoints_place(config))
+    if state is not None:
+        folder = resolve_backbone(config.backbone.name, config.backbone.revision)
+        check_backbone(config, folder, state.progress.get("backbone"), owner="this run")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,10 @@
 """The exported model: a folder that loads with neither Ray nor DeepSpeed.
 
-It holds `config.json` (the run's configuration with the backbone's name and revision, each data
-set's channels, frequency and prompt, a sha256 per file), `timellama.safetensors` (the trained parts
-around the backbone), `adapter/` (D-LoRA in PEFT's own format), `series-<n>.parquet` for data set n
-(the scaler of each series) and `intervals.safetensors` (how far forecasts were from the truth). The
-frozen backbone is not in it.
+It holds `config.json` (the run's configuration with the backbone's name and revision, that
+backbone's fingerprint, each data set's channels, frequency and prompt, a sha256 per file),
+`timellama.safetensors` (the trained parts around the backbone), `adapter/` (D-LoRA in PEFT's own
+format), `series-<n>.parquet` for data set n (the scaler of each series) and `intervals.safetensors`
+(how far forecasts were from the truth). The frozen backbone is not in it.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from torch import Tensor
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError, ConfigError
 from timellama_dist.modeling.backbone import resolve_backbone
+from timellama_dist.modeling.fingerprint import check_backbone
 from timellama_dist.modeling.inference import freeze_for_inference
 from timellama_dist.modeling.tensors import copy_tensors, read_tensors
 from timellama_dist.modeling.timellama import TimeLlama, build_model
@@ -67,6 +68,8 @@ class ModelCard:
     """The run's configuration (`RunConfig.to_dict`)."""
     datasets: list[DatasetCard]
     """In the order of the numbers that the model is called with."""
+    backbone: str | None = None
+    """`backbone_fingerprint` of what it was trained with; older models have none."""
 
     def named(self, dataset: str | None) -> DatasetCard:
         """The data set of a name, or the only one if none is given.
@@ -179,6 +182,23 @@ def read_card(folder: Path) -> ModelCard:
     return card
 
 
+def find_backbone(card: ModelCard, location: Location) -> Path:
+    """The local folder of the backbone that an exported model was trained with.
+
+    Args:
+        card: the model's.
+        location: the model's, for the message.
+
+    Raises:
+        CheckpointError: there is another backbone now.
+        ConfigError: it can't be had.
+    """
+    config = RunConfig.from_dict(card.config)
+    folder = resolve_backbone(config.backbone.name, config.backbone.revision)
+    check_backbone(config, folder, card.backbone, owner=f"the model in {location}")
+    return folder
+
+
 def read_quantiles(folder: Path) -> list[np.ndarray]:
     """Quantiles of each data set's errors; none where the model was exported without.
 
@@ -237,7 +257,7 @@ def load_model(
         prompts: whole prompts of data sets, by number, instead of those it was trained with.
 
     Raises:
-        CheckpointError: as `read_card`, or the weights are not this model's.
+        CheckpointError: as `read_card`, or the weights or the backbone are not this model's.
         ConfigError: its backbone can't be had.
         DataError: the storage refuses.
     """
@@ -261,7 +281,7 @@ def _load(
         )
     model = build_model(
         config,
-        resolve_backbone(config.backbone.name, config.backbone.revision),
+        find_backbone(card, folder),
         num_channels=len(card.datasets[0].channels),
         prompts=[prompts.get(n, one.prompt) for n, one in enumerate(card.datasets)],
         dtype=dtype,

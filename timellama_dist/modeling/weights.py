@@ -4,6 +4,7 @@ Both give a tensor in pieces, each made when it is asked for, so that no tensor 
 before it is cast, quantised or moved.
 """
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from timellama_dist.errors import CheckpointError
 
 PIECE = 1 << 20
 """Elements of a piece, about: large enough that opening the file for it costs little."""
+_SAMPLED = 4  # rows of a matrix
 _ROWS = 64  # Quantisation blocks hold 64 elements, so that many rows are always whole blocks.
 
 
@@ -101,6 +103,26 @@ class Checkpoint:
                     f"{wanted}"
                 )
             return torch.cat([table[row : row + 1].float() for row in wanted])
+
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """A sha256 of some tensors, alike in whatever files and floating dtype their numbers are.
+
+        Of a matrix it is of a few rows in the middle, since training changes every row, and to read
+        all of 70B parameters would take minutes before a run even starts; a vector counts whole.
+
+        Raises:
+            CheckpointError: a tensor is missing or unreadable.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            with _opened(self._file(name)) as file:
+                tensor = file.get_slice(self.prefix + name)
+                shape = tensor.get_shape()
+                digest.update(f"{name} {shape}".encode())
+                middle = shape[0] // 2
+                piece = tensor[middle : middle + _SAMPLED] if len(shape) > 1 else tensor[:]
+                digest.update(piece.float().numpy().tobytes())
+        return digest.hexdigest()
 
     def _file(self, name: str) -> Path:
         if name not in self.files:

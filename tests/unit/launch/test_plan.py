@@ -1,6 +1,8 @@
 """What is refused before an actor starts: exact messages, nothing written."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,17 +12,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.manifest import Manifest
 from timellama_dist.data.prepare import prepare
 from timellama_dist.engine.checkpoint_files import seal
-from timellama_dist.errors import ConfigError, DataError, UserError
+from timellama_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from timellama_dist.launch.describe import describe
 from timellama_dist.launch.plan import plan_run
-from timellama_dist.launch.resume import check_data
+from timellama_dist.launch.resume import check_data, check_weights
 from timellama_dist.launch.train import train
+from timellama_dist.modeling.fingerprint import backbone_fingerprint
 
 ROOT = Path(__file__).parents[3]
 
@@ -389,3 +394,31 @@ def test_a_run_is_not_resumed_on_a_table_that_has_grown(
         train(resumed)
     assert Manifest.load(prepared.path).content_hash == begun, "the copy was replaced"
     assert not (run_dir / "config.yaml").exists()
+
+
+def test_a_run_is_not_resumed_on_a_backbone_with_other_weights(
+    table: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    llama, run_dir = Path(shutil.copytree(tiny_llama, tmp_path / "llama")), tmp_path / "run"
+    resumed = config(table, llama, **{"run.dir": str(run_dir), "run.resume": True})
+    expected = backbone_fingerprint(resumed, llama)
+    progress = {"data": [plan_run(resumed).sets[0].content_hash]}
+    for step, backbone in enumerate(({}, {"backbone": expected})):
+        checkpoint = run_dir / "checkpoints" / f"checkpoint_{step}"
+        checkpoint.mkdir(parents=True)
+        seal(checkpoint, {"step": step, **progress, **backbone})
+    check_weights(resumed)
+    weights = load_file(llama / "model.safetensors")
+    weights = {name: torch.randn_like(weight) for name, weight in weights.items()}
+    save_file(weights, llama / "model.safetensors")
+    message = (
+        f"backbone.name: '{llama}' has other weights now than those this run was trained with: "
+        f"fingerprint {backbone_fingerprint(resumed, llama)}, not {expected} (read from {llama}); "
+        "put the former ones back, or train anew"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        train(resumed)
+    assert not (run_dir / "config.yaml").exists()
+    # A checkpoint from before there were fingerprints.
+    shutil.rmtree(checkpoint)
+    check_weights(resumed)

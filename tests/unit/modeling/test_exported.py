@@ -1,6 +1,8 @@
 import hashlib
 import json
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.config.schema import (
@@ -27,6 +30,7 @@ from timellama_dist.config.schema import (
     RunConfig,
 )
 from timellama_dist.errors import CheckpointError, ConfigError
+from timellama_dist.launch.exported_model import ExportedModel
 from timellama_dist.modeling.exported import (
     DatasetCard,
     ModelCard,
@@ -34,6 +38,7 @@ from timellama_dist.modeling.exported import (
     read_card,
     save_model,
 )
+from timellama_dist.modeling.fingerprint import backbone_fingerprint
 from timellama_dist.modeling.timellama import TimeLlama, build_model
 
 PROMPT = "the price of a b"
@@ -65,7 +70,8 @@ def trained_model(config: RunConfig) -> TimeLlama:
 
 def export(config: RunConfig, folder: Path) -> TimeLlama:
     model = trained_model(config)
-    card = ModelCard(config=config.to_dict(), datasets=[TABLE])
+    backbone = backbone_fingerprint(config, Path(config.backbone.name))
+    card = ModelCard(config=config.to_dict(), datasets=[TABLE], backbone=backbone)
     scalers = folder.parent / "series.parquet"
     rows = {"unique_id": ["table"], "mean": [[0.0, 1.0]], "std": [[1.0, 2.0]]}
     pq.write_table(pa.table(rows), scalers)
@@ -416,3 +422,61 @@ def test_weights_of_another_shape_are_refused_by_parameter(
         r"\(4, 64\), the model wants \(5, 64\)",
     ):
         load_model(tmp_path / "model")
+
+
+@pytest.fixture
+def own_llama(config: RunConfig, tmp_path: Path) -> Path:
+    """A copy of the backbone that a test may change."""
+    return Path(shutil.copytree(config.backbone.name, tmp_path / "llama"))
+
+
+def of_backbone(config: RunConfig, folder: Path) -> RunConfig:
+    return replace(config, backbone=replace(config.backbone, name=str(folder)))
+
+
+def write_other_weights(folder: Path) -> None:
+    """Other weights of the same shape."""
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
+def test_a_backbone_with_other_weights_is_refused(
+    config: RunConfig, own_llama: Path, tmp_path: Path
+) -> None:
+    config, folder = of_backbone(config, own_llama), tmp_path / "model"
+    export(config, folder)
+    expected = read_card(folder).backbone
+    write_other_weights(own_llama)
+    found = backbone_fingerprint(config, own_llama)
+    message = (
+        f"backbone.name: '{own_llama}' has other weights now than those the model in {folder} was "
+        f"trained with: fingerprint {found}, not {expected} (read from {own_llama}); put the "
+        "former ones back, or train anew"
+    )
+    opened = (load_model, TimeLlamaForecaster.load, lambda place: ExportedModel.open(str(place)))
+    for opening in opened:
+        with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+            opening(folder)
+
+
+def test_the_same_backbone_in_another_place_forecasts_as_before(
+    config: RunConfig, own_llama: Path, tmp_path: Path
+) -> None:
+    config, folder = of_backbone(config, own_llama), tmp_path / "model"
+    model = export(config, folder)
+    moved = own_llama.rename(tmp_path / "moved")
+    rewrite(config=of_backbone(config, moved).to_dict())(folder)
+    loaded, _ = load_model(folder)
+    past = torch.randn(3, 16, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(past), model(past), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_from_before_there_were_fingerprints_loads(
+    config: RunConfig, own_llama: Path, tmp_path: Path
+) -> None:
+    export(of_backbone(config, own_llama), tmp_path / "model")
+    leave_out("backbone")(tmp_path / "model")
+    write_other_weights(own_llama)
+    _, card = load_model(tmp_path / "model")
+    assert card.backbone is None
