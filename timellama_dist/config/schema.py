@@ -181,7 +181,7 @@ class BackboneSection:
     name: str = "smollm2-135m"
     """smollm2-135m, a folder or .gguf file of a LLaMA-architecture model, or a hub name."""
     revision: str | None = None
-    """Branch, tag or commit of a hub name."""
+    """Branch, tag or commit of a hub name; if not given, its newest commit when the run begins."""
     num_blocks: int = 4
     """How many of its first blocks are used."""
     quantization: Literal["nf4", "none"] = "nf4"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import (
+    BackboneSection,
     DataSection,
     DataSet,
     MixturePart,
@@ -95,7 +96,7 @@ class RunPlan:
     """A run that has passed every check that needs no worker."""
 
     config: RunConfig
-    """With what the plan found out of its data sets filled in."""
+    """With what the plan found out of its data sets and backbone filled in."""
     sets: Sequence[PlannedSet]
     policy: Mapping[str, Any]
     """The DeepSpeed policy as its file says."""
@@ -166,6 +167,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     _check_together(config, sets)
     if config.model.shortcut_per_channel:
         _check_sums(config, sets)
+    config = replace(config, backbone=_pinned(config.backbone))
     plan = RunPlan(
         config=replace(
             config,
@@ -178,6 +180,20 @@ def plan_run(config: RunConfig) -> RunPlan:
     )
     plan.deepspeed(use_gpu=bool(config.scaling.use_gpu))
     return plan
+
+
+def _pinned(backbone: BackboneSection) -> BackboneSection:
+    """With the commit that a hub name without revision stands for now: tomorrow it may be another.
+
+    Raises:
+        ConfigError: the backbone can't be had.
+    """
+    folder = resolve_backbone(backbone.name, backbone.revision)
+    given = backbone.revision is not None or folder == Path(backbone.name).expanduser()
+    # The hub's client keeps a commit's files in `snapshots/<commit>`.
+    if given or folder.parent.name != "snapshots":
+        return backbone
+    return replace(backbone, revision=folder.name)
 
 
 def check_model(config: RunConfig) -> int:

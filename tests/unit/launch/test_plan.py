@@ -396,6 +396,25 @@ def test_a_run_is_not_resumed_on_a_table_that_has_grown(
     assert not (run_dir / "config.yaml").exists()
 
 
+def test_a_hub_name_is_pinned_to_its_commit_and_nothing_else_is(
+    table: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--owner--tiny"
+    snapshot = Path(shutil.copytree(tiny_llama, cached / "snapshots" / commit))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    planned = plan_run(config(table, Path("owner/tiny"))).config
+    assert (planned.backbone.name, planned.backbone.revision) == ("owner/tiny", commit)
+    assert plan_run(planned).config.backbone == planned.backbone
+    named = config(table, Path("owner/tiny"), **{"backbone.revision": "main"})
+    assert plan_run(named).config.backbone.revision == "main"
+    for folder in (snapshot, tiny_llama):
+        assert plan_run(config(table, folder)).config.backbone.revision is None
+
+
 def test_a_run_is_not_resumed_on_a_backbone_with_other_weights(
     table: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
