@@ -219,8 +219,8 @@ class TimeLlamaForecaster:
             `yhat-lo-80, yhat-hi-80`, in the frame's units.
 
         Raises:
-            ConfigError: the horizon, a level or `recent` is out of bounds, it isn't clear which data
-                set is meant, or the model knows nothing of intervals.
+            ConfigError: the horizon, a level or `recent` is out of bounds, it isn't clear which
+                data set is meant, or the model knows nothing of intervals.
             DataError: the frame lacks a channel, rows or values, has another frequency, or holds
                 what `read_table` refuses.
         """

@@ -211,7 +211,7 @@ def test_intervals_follow_the_errors_of_the_frame_s_own_past(tiny_llama: Path) -
         np.testing.assert_allclose(half, expected * scaler.std, rtol=1e-5)
     kept = own.predict(frame, level=[80], recent=0)
     assert not np.allclose(kept["yhat-hi-80"], found["yhat-hi-80"])
-    with pytest.raises(ConfigError, match="^recent must be at least 0, got -1$"):
+    with pytest.raises(ConfigError, match=r"^recent must be at least 0, got -1$"):
         own.predict(frame, level=[80], recent=-1)
 
 
