@@ -170,6 +170,7 @@ def plan_with_dir(config: RunConfig, prefix: str = "") -> tuple[Path, "RunPlan"]
         prefix: of the directory's name where the user gave it none.
 
     Raises:
+        CheckpointError: a resumed run's checkpoints are damaged, or of another backbone.
         ConfigError: the configuration can't be run.
         DataError: the data can't be used, or the storage refuses.
     """
