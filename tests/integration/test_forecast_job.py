@@ -96,6 +96,7 @@ def test_a_backtest_is_what_a_forecaster_at_each_cutoff_would_have_said(
     np.testing.assert_array_equal(joined["y"], joined["truth"])
 
 
+@pytest.mark.slow
 def test_only_a_wide_table_goes_by_the_name_of_the_model_s_only_series(
     tiny_llama: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

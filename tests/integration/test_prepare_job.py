@@ -204,6 +204,7 @@ def test_series_of_different_steps_in_different_files_are_refused(tmp_path: Path
         run(folder, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_series_without_a_training_row_are_dropped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "short.csv"
     pd.concat([series(0, 40), series(1, 1), series(2, 1)]).to_csv(path, index=False)

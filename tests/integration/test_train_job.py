@@ -260,6 +260,7 @@ def test_ctrl_c_saves_a_checkpoint_and_resuming_ends_bit_for_bit_as_the_uninterr
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
 def test_the_checkpoint_with_the_model_is_as_good_to_go_on_from_as_the_one_before(
     tiny_llama: Path, waves_csv: Path, tmp_path: Path
 ) -> None:
