@@ -53,6 +53,8 @@ SERIES_SCHEMA = pa.schema(
 )
 """One row a series, see `describe_series`; `num_observed` is not kept in the series file."""
 
+UNTRAINED = "series dropped that data.split"
+"""In the note about series without a training row."""
 _FILE = r"(series-[0-9a-f]{16}|[0-9a-f]{16}-\d{5,})\.parquet"
 _WRITTEN = re.compile(rf"{_FILE}|\.({_FILE}|{re.escape(MANIFEST_NAME)})\.[0-9a-f]{{12}}")
 """Names of files of ours but the manifest's, and of files that are being written."""
@@ -293,7 +295,7 @@ def drop_untrained(table: Table, options: PrepareOptions, findings: Findings) ->
     first = int(np.flatnonzero(~trained)[0])
     findings.add(
         "untrained",
-        f"{{count}} series dropped that data.split {list(options.split)} leaves no training row, "
+        f"{{count}} {UNTRAINED} {list(options.split)} leaves no training row, "
         f"so that they cannot be scaled; the first is {table.unique_ids[first]!r} of "
         f"{table.num_rows[first]} rows",
         count=int((~trained).sum()),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from timellama_dist.data.files import cut_pieces, read_piece
 from timellama_dist.data.manifest import DataFile, InputFile, Manifest
 from timellama_dist.data.parsing import ID_COLUMN
+from timellama_dist.data.prepare import UNTRAINED
 from timellama_dist.data.series import Table
 from timellama_dist.data.table import Recipe
 from timellama_dist.storage import Place
@@ -121,7 +122,12 @@ def kept_files(
     ]
     fresh = _ids([files[number] for number in changed], recipe)
     ranges = [group for group in ranges if not _holds(fresh, group)]
-    if not ranges:
+    with (output / existing.series_file.path).open_input_file() as file:
+        series = pq.read_table(file)
+    ids = series[ID_COLUMN].to_pandas().to_numpy(object)
+    # A new series may be one that was dropped, with rows in a file that has not changed.
+    dropped = any(UNTRAINED in note for note in existing.notes)
+    if not ranges or (dropped and not set(fresh) <= set(ids)):
         return Kept.nothing()
     stay = {file.path for group in ranges for file in group}
     redone = [file for file in existing.files if file.path not in stay]
@@ -143,9 +149,6 @@ def kept_files(
         frequency=existing.frequency,
         notes=_earlier(existing.notes) if redone else existing.notes,
     )
-    with (output / existing.series_file.path).open_input_file() as file:
-        series = pq.read_table(file)
-    ids = series[ID_COLUMN].to_pandas().to_numpy(object)
     return replace(kept, series=series.filter(pa.array(kept._inside(ids))))
 
 

@@ -86,3 +86,23 @@ def test_notes_stay_as_they_are_or_say_that_they_are_of_before(tmp_path: Path) -
     # Nor is it said twice.
     replace(manifest, notes=(*kept.notes, "2 rows dropped")).save(tmp_path / "out")
     assert plan(tmp_path).kept.notes == (earlier,)
+
+
+def test_a_series_that_was_dropped_is_not_taken_up_without_its_first_rows(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv", "a")
+    with (tmp_path / "in" / "a.csv").open("a") as file:
+        file.write("z,2024-01-01,0.0\n")
+    write(tmp_path, "b.csv", "b")
+    manifest = prepare(tmp_path / "in", tmp_path / "out", rows_per_file=24)
+    assert [file.first_id for file in manifest.files] == ["a", "b"]
+    draft = plan(tmp_path).draft
+    files = tuple(replace(file, inputs=(n,)) for n, file in enumerate(manifest.files))
+    manifest = replace(manifest, inputs=draft.inputs, options=draft.facts(), files=files)
+    manifest.save(tmp_path / "out")
+
+    write(tmp_path, "c.csv", "a", "2024-02-01")
+    assert [file.first_id for file in plan(tmp_path).kept.files] == ["b"]
+    write(tmp_path, "c.csv", "z", "2024-02-01")
+    assert plan(tmp_path).files_read == 3
+    replace(manifest, notes=()).save(tmp_path / "out")
+    assert plan(tmp_path).files_read == 1
