@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,10 +254,20 @@ def test_ctrl_c_saves_a_checkpoint_and_resuming_ends_bit_for_bit_as_the_uninterr
     for file in ("weights", "optimizer", "best"):
         name = f"{file}.safetensors"
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
-    # A finished run that is given again ends as it did.
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_resumed_ends_as_it_did(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(finished[0], tmp_path / "again")
+    (run_dir / "metrics.json").unlink()
     again = run_job("--run.dir", str(run_dir), "--run.resume")
     assert again.returncode == 0, again.stderr
-    assert json.loads((run_dir / "metrics.json").read_text())["test"] == whole["test"]
+    resumed, whole = (
+        json.loads((path / "metrics.json").read_text()) for path in (run_dir, finished[0])
+    )
+    assert resumed["test"] == whole["test"]
 
 
 @pytest.mark.usefixtures("cluster")
