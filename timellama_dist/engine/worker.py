@@ -41,7 +41,7 @@ from timellama_dist.engine.setup import (
 )
 from timellama_dist.modeling.backbone import frozen_bytes, resolve_backbone
 from timellama_dist.modeling.exported import ModelCard, save_model
-from timellama_dist.modeling.fingerprint import backbone_fingerprint, check_backbone
+from timellama_dist.modeling.fingerprint import check_backbone
 from timellama_dist.modeling.timellama import (
     TimeLlama,
     build_model,
@@ -201,10 +201,8 @@ class _Worker:
 
     def _build(self, folder: Path | None) -> TimeLlama:
         backbone = resolve_backbone(self.config.backbone.name, self.config.backbone.revision)
-        if folder is not None:
-            expected = read_progress(folder).backbone
-            check_backbone(self.config, backbone, expected, owner="this run")
-        self.backbone = backbone_fingerprint(self.config, backbone)
+        expected = None if folder is None else read_progress(folder).backbone
+        self.backbone = check_backbone(self.config, backbone, expected, owner="this run")
         in_bf16 = precision(self.config, use_gpu=self.told.use_gpu) == "bf16"
         model = build_model(
             self.config,

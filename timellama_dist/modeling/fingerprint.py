@@ -37,7 +37,9 @@ def backbone_fingerprint(config: RunConfig, folder: Path) -> str | None:
     return Checkpoint(folder).fingerprint(names) if names else None
 
 
-def check_backbone(config: RunConfig, folder: Path, expected: str | None, *, owner: str) -> None:
+def check_backbone(
+    config: RunConfig, folder: Path, expected: str | None, *, owner: str
+) -> str | None:
     """Refuse another backbone than the one that something was trained with.
 
     Args:
@@ -46,16 +48,18 @@ def check_backbone(config: RunConfig, folder: Path, expected: str | None, *, own
         expected: what `backbone_fingerprint` gave then; None passes, as what is older has none.
         owner: what was trained, for the message.
 
+    Returns:
+        What `backbone_fingerprint` gives now.
+
     Raises:
         ConfigError: as `backbone_fingerprint`.
         CheckpointError: another backbone, or as `backbone_fingerprint`.
     """
-    if expected is None:
-        return
     found = backbone_fingerprint(config, folder)
-    if found != expected:
+    if expected is not None and found != expected:
         raise CheckpointError(
             f"backbone.name: {config.backbone.name!r} has other weights now than those {owner} was "
             f"trained with: fingerprint {found}, not {expected} (read from {folder}); put the "
             "former ones back, or train anew"
         )
+    return found
