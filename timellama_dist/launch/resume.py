@@ -40,36 +40,27 @@ def check_resumed(begun: RunConfig, now: RunConfig) -> None:
             )
 
 
-def check_data(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
-    """Refuse data that are not those in which the checkpoints are a place.
+def check_content(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
+    """Refuse data and backbone that are not those that the checkpoints were trained on and with.
 
     A table may have got new rows since, which would cut it into other windows.
 
     Raises:
-        ConfigError: named by the place of the data.
+        CheckpointError: named by the backbone.
+        ConfigError: named by the place of the data; or the backbone can't be had.
         DataError: the run's storage doesn't answer.
     """
     state = newest_state(checkpoints_place(config))
-    for one, begun in zip(sets, state.progress.get("data", ()) if state else (), strict=False):
+    if state is None:
+        return
+    for one, begun in zip(sets, state.progress.get("data", ()), strict=False):
         if one.content_hash != begun:
             raise ConfigError(
                 f"data.path: {one.part.path} cannot be changed in a resumed run: its content is "
                 "not what the run was begun with; put it back, or begin another run"
             )
-
-
-def check_weights(config: RunConfig) -> None:
-    """Refuse a backbone whose weights are not those that the checkpoints were trained with.
-
-    Raises:
-        CheckpointError: named by the backbone.
-        ConfigError: it can't be had.
-        DataError: the run's storage doesn't answer.
-    """
-    state = newest_state(checkpoints_place(config))
-    if state is not None:
-        folder = resolve_backbone(config.backbone.name, config.backbone.revision)
-        check_backbone(config, folder, state.progress.get("backbone"), owner="this run")
+    folder = resolve_backbone(config.backbone.name, config.backbone.revision)
+    check_backbone(config, folder, state.progress.get("backbone"), owner="this run")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

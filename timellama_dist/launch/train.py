@@ -175,7 +175,7 @@ def plan_with_dir(config: RunConfig, prefix: str = "") -> tuple[Path, "RunPlan"]
         DataError: the data can't be used, or the storage refuses.
     """
     from timellama_dist.launch.plan import plan_run
-    from timellama_dist.launch.resume import check_data, check_weights
+    from timellama_dist.launch.resume import check_content
     from timellama_dist.launch.run_storage import check_storage
     from timellama_dist.launch.tracking import check_tracking
 
@@ -184,8 +184,7 @@ def plan_with_dir(config: RunConfig, prefix: str = "") -> tuple[Path, "RunPlan"]
     check_storage(plan.config)
     check_tracking(plan.config)
     if config.run.resume:
-        check_data(plan.config, plan.sets)
-        check_weights(plan.config)
+        check_content(plan.config, plan.sets)
     return run_dir, plan
 
 

@@ -23,7 +23,7 @@ from timellama_dist.engine.checkpoint_files import seal
 from timellama_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from timellama_dist.launch.describe import describe
 from timellama_dist.launch.plan import plan_run
-from timellama_dist.launch.resume import check_data, check_weights
+from timellama_dist.launch.resume import check_content
 from timellama_dist.launch.train import train
 from timellama_dist.modeling.fingerprint import backbone_fingerprint
 
@@ -382,7 +382,7 @@ def test_a_run_is_not_resumed_on_a_table_that_has_grown(
     checkpoint = run_dir / "checkpoints" / "checkpoint_1"
     checkpoint.mkdir(parents=True)
     seal(checkpoint, {"step": 20, "data": [begun]})
-    check_data(resumed, plan.sets)
+    check_content(resumed, plan.sets)
     rows = frame()
     grown = pd.concat([rows, rows.tail(1).assign(date=rows["date"].max() + pd.Timedelta("1h"))])
     write(tmp_path, grown)
@@ -421,12 +421,13 @@ def test_a_run_is_not_resumed_on_a_backbone_with_other_weights(
     llama, run_dir = Path(shutil.copytree(tiny_llama, tmp_path / "llama")), tmp_path / "run"
     resumed = config(table, llama, **{"run.dir": str(run_dir), "run.resume": True})
     expected = backbone_fingerprint(resumed, llama)
-    progress = {"data": [plan_run(resumed).sets[0].content_hash]}
+    sets = plan_run(resumed).sets
+    progress = {"data": [sets[0].content_hash]}
     for step, backbone in enumerate(({}, {"backbone": expected})):
         checkpoint = run_dir / "checkpoints" / f"checkpoint_{step}"
         checkpoint.mkdir(parents=True)
         seal(checkpoint, {"step": step, **progress, **backbone})
-    check_weights(resumed)
+    check_content(resumed, sets)
     weights = load_file(llama / "model.safetensors")
     weights = {name: torch.randn_like(weight) for name, weight in weights.items()}
     save_file(weights, llama / "model.safetensors")
@@ -440,4 +441,4 @@ def test_a_run_is_not_resumed_on_a_backbone_with_other_weights(
     assert not (run_dir / "config.yaml").exists()
     # A checkpoint from before there were fingerprints.
     shutil.rmtree(checkpoint)
-    check_weights(resumed)
+    check_content(resumed, sets)
