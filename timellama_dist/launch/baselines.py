@@ -67,9 +67,12 @@ def _channel_sums(
 ) -> list[WindowSums]:
     """The sums of each channel, or those of all as one."""
     found: dict[int, WindowSums] = {}
+    most = _MOST_FITTED
+    if not model.shortcut_per_channel:
+        most = max(1, min(most, _MOST_ROWS // Manifest.load(data).num_channels))
     how = {"clip": model.clip, "per_channel": model.shortcut_per_channel}
     # Added up as they come: each is L x L.
-    for row in _rows(data, section, part, split, _sums, **how):
+    for row in _rows(data, section, part, split, _sums, most, **how):
         number, sums = row.pop("channel"), WindowSums(**row)
         found[number] = found[number] + sums if number in found else sums
     return [found[number] for number in sorted(found)]
@@ -101,7 +104,7 @@ def score_baselines(
     """
     season_len = Manifest.load(data).season_len
     how = {"map_LH": map_LH, "clip": clip, "season_len": season_len}
-    scores = _rows(data, section, part, "test", _score, **how)
+    scores = _rows(data, section, part, "test", _score, None, **how)
     (naive_mse, naive_mae), (linear_mse, linear_mae) = _mean_errors("test", scores)
     return {
         "seasonal_naive": {"mse": float(naive_mse), "mae": float(naive_mae)},
@@ -110,9 +113,15 @@ def score_baselines(
 
 
 def _rows(
-    data: Location, section: DataSection, part: MixturePart, split: str, fn: Any, **arguments: Any
+    data: Location,
+    section: DataSection,
+    part: MixturePart,
+    split: str,
+    fn: Any,
+    most: int | None,
+    **arguments: Any,
 ) -> Iterator[dict[str, Any]]:
-    """What a function makes of the windows of a split, by batch."""
+    """What a function makes of the windows of a split, or `most`, evenly spread, by batch."""
     context_len, horizon = section.lengths(part)
     windows: dict[str, Any] = {
         "context_len": context_len,
@@ -121,22 +130,17 @@ def _rows(
         "train_fraction": part.train_fraction,
         "short_series": part.short_series,
     }
-    some = None
-    if split != "test":
-        reader = WindowReader(data, **windows)
-        channels, per_channel = reader.manifest.num_channels, arguments["per_channel"]
-        some = _fitted(len(reader), channels, per_channel=per_channel)
+    some = None if most is None else _spread(len(WindowReader(data, **windows)), most)
     dataset = window_dataset(data, window_ids=some, batch_size=_BATCH, **windows)
     made = dataset.map_batches(fn, batch_size=_BATCH, fn_kwargs=arguments)
     return iter(made.iter_rows())
 
 
-def _fitted(num_windows: int, num_channels: int, *, per_channel: bool) -> np.ndarray | None:
-    """Windows of a split that the map is fitted to; None for all."""
-    most = _MOST_FITTED if per_channel else min(_MOST_FITTED, _MOST_ROWS // num_channels)
+def _spread(num_windows: int, most: int) -> np.ndarray | None:
+    """Ids of so many windows at most; None for all."""
     if num_windows <= most:
         return None
-    return np.linspace(0, num_windows - 1, max(1, most)).astype(np.int64)
+    return np.linspace(0, num_windows - 1, most).astype(np.int64)
 
 
 def _mean_errors(split: str, scores: Iterator[dict[str, Any]]) -> np.ndarray:
