@@ -110,16 +110,7 @@ def test_nf4_equals_transformers_own_quantisation(any_folder, tokens):
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 def test_4_bit_matrices_are_the_same_whatever_computes_with_them(tmp_path, tokens, stored):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-    )
-    AutoModel.from_config(config).to(stored).save_pretrained(tmp_path)
+    tiny_llama().to(stored).save_pretrained(tmp_path)
     exact, rounder = (
         plain(tmp_path, quantization="nf4", dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
