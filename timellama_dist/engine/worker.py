@@ -372,12 +372,16 @@ def _mailbox(
 
     records = logging.getLogger(RECORDS)
 
+    sent: list[Any] = []
+
     def tell(record: dict[str, Any]) -> None:
         records.info(json.dumps(record))
-        sent = monitor.append.remote(record)
+        # An async actor takes calls in any order: the record before has long arrived, mostly.
+        ray.wait(sent, timeout=_MOST_WAITED_S)
+        sent[:] = [monitor.append.remote(record)]
         if record["kind"] == "saved":
             # What the driver must have before this worker ends, with all that came before it.
-            ray.wait([sent], timeout=_MOST_WAITED_S)
+            ray.wait(sent, timeout=_MOST_WAITED_S)
 
     request = monitor.stop_requested.remote()
 
