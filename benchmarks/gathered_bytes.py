@@ -20,7 +20,8 @@ from benchmarks.measuring import base_config, write_results
 from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.engine.setup import block_sharder, initialize_engine, prepare_process
-from timellama_dist.modeling.backbone import frozen_bytes, read_config, resolve_backbone
+from timellama_dist.modeling.backbone import frozen_bytes
+from timellama_dist.modeling.backbone_folder import read_config, resolve_backbone
 from timellama_dist.modeling.timellama import build_model
 
 CHANNELS, WORLD_SIZE = 6, 2

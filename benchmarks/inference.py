@@ -29,7 +29,8 @@ from benchmarks.published import build as build_published
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.assets import DATASETS
 from timellama_dist.launch.command import run_command
-from timellama_dist.modeling.backbone import frozen_bytes, read_config, resolve_backbone
+from timellama_dist.modeling.backbone import frozen_bytes
+from timellama_dist.modeling.backbone_folder import read_config, resolve_backbone
 from timellama_dist.modeling.inference import freeze_for_inference
 from timellama_dist.modeling.prompts import task_prompt
 from timellama_dist.modeling.timellama import TimeLlama, build_model

@@ -40,7 +40,7 @@ from timellama_dist.launch.command import run_command
 from timellama_dist.launch.evaluate import figures
 from timellama_dist.launch.plan import plan_sets
 from timellama_dist.launch.train import versions
-from timellama_dist.modeling.backbone import resolve_backbone
+from timellama_dist.modeling.backbone_folder import resolve_backbone
 from timellama_dist.report.scores import scores_table, write_scores
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -36,7 +36,7 @@ from timellama_dist.engine.evaluate import Batch
 from timellama_dist.engine.loop import LOSSES, TrainLoop, learning_rate, seed_dropout
 from timellama_dist.engine.setup import initialize_engine, prepare_process
 from timellama_dist.launch.plan import plan_run
-from timellama_dist.modeling.backbone import resolve_backbone
+from timellama_dist.modeling.backbone_folder import resolve_backbone
 from timellama_dist.modeling.timellama import TimeLlama, build_model
 
 ROOT = Path(__file__).parents[1]

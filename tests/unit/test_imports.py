@@ -9,15 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "timellama_dist"
 EVERYBODY = {"config", "errors", "storage"}
-ONLY_ERRORS = {"dlora", "config", "assets", "storage"}
+ONLY_ERRORS = {"dlora", "config", "assets", "storage", "pools"}
 # Who may import whom, inside the package; a part may always import itself.
 ALLOWED = {
     "errors": set(),
-    "config": set(),
+    "pools": set(),
+    "config": {"pools"},
     "storage": set(),
-    "dlora": set(),
+    "dlora": {"pools"},
     "assets": set(),
-    "modeling": {"dlora", "assets"},
+    "modeling": {"dlora", "pools", "assets"},
     "data": set(),
     "engine": {"modeling", "data", "dlora"},
     "report": set(),
@@ -88,6 +89,17 @@ def test_a_plan_loads_no_framework() -> None:
         "sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_a_mistake_is_told_before_a_framework_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from timellama_dist.launch.train import main;"
+        f"code = main(['--data.path', '/nowhere.csv', '--run.dir', {str(tmp_path / 'run')!r}]);"
+        "assert not {'deepspeed', 'torch', 'transformers', 'peft'} & set(sys.modules);"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: /nowhere.csv: no such file\n")
 
 
 def test_importing_the_package_loads_no_framework() -> None:

@@ -10,6 +10,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
 from timellama_dist.errors import require, require_at_least
+from timellama_dist.pools import (
+    LLAMA_LINEARS,
+    Activation,
+    Gate,
+    Pooling,
+    Scope,
+    check_pools,
+)
 
 DEFAULT_DATA = "epf"
 # Windows x channels of `train.fit_channels`: 32 windows of 32 channels, and on a CPU a minute.
@@ -213,13 +221,13 @@ class DLoraSection:
     """Dropout on the experts' input."""
     top_n: int = 16
     """Experts active for one input: of the block's 7 x num_experts, or of each module's pool."""
-    scope: Literal["block", "module"] = "block"
+    scope: Scope = "block"
     """Do all experts of a block compete, or those of each module?"""
-    gate: Literal["probability", "straight_through", "binary"] = "probability"
+    gate: Gate = "probability"
     """How a chosen expert is weighted, and so how the task loss reaches the router."""
-    pooling: Literal["last", "mean", "attention"] = "mean"
+    pooling: Pooling = "mean"
     """How the router summarises the tokens before its block."""
-    router_activation: Literal["gelu", "relu", "tanh", "none"] = "gelu"
+    router_activation: Activation = "gelu"
     """Activation between the router's pooling and its linear map."""
     target_modules: list[str] | None = None
     """Linear modules that get a pool; all seven of a block if not given."""
@@ -228,6 +236,13 @@ class DLoraSection:
 
     def __post_init__(self) -> None:
         require(self.balance_weight >= 0, "dlora.balance_weight", ">= 0", self.balance_weight)
+        if self.enabled:
+            check_pools(self, self.targets)
+
+    @property
+    def targets(self) -> list[str]:
+        """The linear modules that get a pool."""
+        return list(LLAMA_LINEARS) if self.target_modules is None else self.target_modules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,14 @@
 """The configuration of a D-LoRA adapter, as PEFT saves it in adapter_config.json."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from peft import PeftConfig
 
-from timellama_dist.errors import ConfigError, require, require_at_least
+from timellama_dist.errors import ConfigError
+from timellama_dist.pools import LLAMA_LINEARS, Activation, Gate, Pooling, Scope, check_pools
 
 PEFT_TYPE = "DLORA"
-
-Scope = Literal["block", "module"]
-Gate = Literal["probability", "straight_through", "binary"]
-Pooling = Literal["last", "mean", "attention"]
-Activation = Literal["gelu", "relu", "tanh", "none"]
-
-LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass
@@ -67,10 +61,6 @@ class DLoraConfig(PeftConfig):
         super().__post_init__()
         # PEFT looks methods up by this key; a string does where its enum has no member.
         self.peft_type: Any = PEFT_TYPE
-        for key in ("num_experts", "rank"):
-            require_at_least(1, {f"dlora.{key}": getattr(self, key)})
-        require(self.alpha > 0, "dlora.alpha", "above 0", self.alpha)
-        require(0 <= self.dropout < 1, "dlora.dropout", "at least 0 and below 1", self.dropout)
         for key, choices in (
             ("scope", Scope),
             ("gate", Gate),
@@ -82,33 +72,12 @@ class DLoraConfig(PeftConfig):
                 raise ConfigError(
                     f"dlora.{key} must be one of {allowed}, got {getattr(self, key)!r}"
                 )
-        if not self.target_modules:
-            raise ConfigError("dlora.target_modules must name at least one linear, got none")
         if self.target_modules == "all-linear":
             # PEFT would expand it after the blocks have been looked for.
             raise ConfigError(
                 "dlora.target_modules must name the linears or be a regular expression for them, "
                 "got PEFT's shorthand 'all-linear'"
             )
+        check_pools(self, self.target_modules)
         if not isinstance(self.target_modules, str):
             self.target_modules = list(self.target_modules)
-            self.check_top_n(len(set(self.target_modules)))
-        else:
-            # The upper bound is known once the expression has met a model.
-            require_at_least(1, {"dlora.top_n": self.top_n})
-
-    def check_top_n(self, num_modules: int) -> None:
-        """Check that a router over `num_modules` linears per block can choose top_n experts.
-
-        Raises:
-            ConfigError: when top_n is outside the pool.
-        """
-        if self.scope == "module":
-            bound, pool = self.num_experts, f"dlora.num_experts={self.num_experts}"
-        else:
-            bound = num_modules * self.num_experts
-            pool = f"{num_modules} modules x dlora.num_experts={self.num_experts}"
-        if not 1 <= self.top_n <= bound:
-            raise ConfigError(
-                f"dlora.top_n must be between 1 and {bound} ({pool}), got {self.top_n}"
-            )

@@ -8,6 +8,7 @@ from torch import nn
 from timellama_dist.dlora.config import DLoraConfig
 from timellama_dist.dlora.layer import DLoraLayer
 from timellama_dist.errors import ConfigError
+from timellama_dist.pools import check_top_n
 
 
 class Slot(NamedTuple):
@@ -54,7 +55,7 @@ def find_slots(config: DLoraConfig, model: nn.Module) -> dict[str, Slot]:
                 f"dlora.target_modules must match {num_modules} linears in every block, "
                 f"got {count} in {block}: {', '.join(blocks[block])}"
             )
-    config.check_top_n(num_modules)
+    check_top_n(config, num_modules)
     return {
         target: Slot(block, position, num_modules)
         for block, targets in blocks.items()

@@ -39,7 +39,8 @@ from timellama_dist.engine.setup import (
     peak_rss_bytes,
     prepare_process,
 )
-from timellama_dist.modeling.backbone import frozen_bytes, resolve_backbone
+from timellama_dist.modeling.backbone import frozen_bytes
+from timellama_dist.modeling.backbone_folder import resolve_backbone
 from timellama_dist.modeling.exported import ModelCard, save_model
 from timellama_dist.modeling.fingerprint import check_backbone
 from timellama_dist.modeling.timellama import (

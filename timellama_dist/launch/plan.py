@@ -34,9 +34,8 @@ from timellama_dist.data.windows import (
     train_rows,
 )
 from timellama_dist.errors import ConfigError, UserError
-from timellama_dist.modeling.backbone import read_config, resolve_backbone
+from timellama_dist.modeling.backbone_folder import read_config, resolve_backbone
 from timellama_dist.modeling.prompts import task_prompt
-from timellama_dist.modeling.timellama import dlora_config
 from timellama_dist.storage import Location, Place, open_place
 
 # What a table becomes in memory is several times as much.
@@ -159,9 +158,6 @@ def plan_run(config: RunConfig) -> RunPlan:
         DataError: the data can't be used.
     """
     _refuse_credentials("run.storage_path", config.run.storage_path)
-    # Cheap checks first: a public data set may have to be downloaded.
-    if config.dlora.enabled:
-        dlora_config(config.dlora)
     policy = load_policy(config.deepspeed)
     sets = plan_sets(config.data)
     _check_together(config, sets)
@@ -197,13 +193,11 @@ def _pinned(backbone: BackboneSection) -> BackboneSection:
 
 
 def check_model(config: RunConfig) -> int:
-    """Check the adapters, and the backbone with what stands around it; its hidden size.
+    """Check the backbone with what stands around it; its hidden size.
 
     Raises:
         ConfigError: values that don't fit each other or the backbone.
     """
-    if config.dlora.enabled:
-        dlora_config(config.dlora)
     backbone = resolve_backbone(config.backbone.name, config.backbone.revision)
     hidden_size = read_config(backbone, config.backbone.num_blocks).hidden_size
     attends = config.model.alignment or config.backbone.kind == "attention"

@@ -7,8 +7,7 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.engine.checkpoint_files import newest_state
 from timellama_dist.errors import ConfigError
 from timellama_dist.launch.run_storage import checkpoints_place
-from timellama_dist.modeling.backbone import resolve_backbone
-from timellama_dist.modeling.fingerprint import check_backbone
+from timellama_dist.modeling.backbone_folder import resolve_backbone
 
 if TYPE_CHECKING:
     from timellama_dist.launch.plan import PlannedSet
@@ -59,6 +58,9 @@ def check_content(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
                 f"data.path: {one.part.path} cannot be changed in a resumed run: its content is "
                 "not what the run was begun with; put it back, or begin another run"
             )
+    # With it comes torch.
+    from timellama_dist.modeling.fingerprint import check_backbone
+
     folder = resolve_backbone(config.backbone.name, config.backbone.revision)
     check_backbone(config, folder, state.progress.get("backbone"), owner="this run")
 

@@ -14,7 +14,7 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.config.search import SearchConfig
 from timellama_dist.errors import ConfigError
 from timellama_dist.launch.plan import check_model
-from timellama_dist.modeling.backbone import resolve_backbone
+from timellama_dist.modeling.backbone_folder import resolve_backbone
 from timellama_dist.planning.estimate import estimate
 from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
 from timellama_dist.planning.shape import LlamaShape

@@ -84,10 +84,12 @@ def train(config: RunConfig) -> Outcome:
     from timellama_dist.launch.monitor import Monitor
     from timellama_dist.launch.nodes import check_nodes
     from timellama_dist.launch.run_storage import copy_results
-    from timellama_dist.launch.trainer import fit, make_trainer
 
     run_dir, plan = plan_with_dir(config)
     print(describe(plan), flush=True)
+    # After that: torch and DeepSpeed take seconds, for which a mistake shall not wait.
+    from timellama_dist.launch.trainer import fit, make_trainer
+
     with connected():
         resources = plan_resources(config.scaling)
         if precision(config, use_gpu=resources.use_gpu) == "bf16" and not resources.use_gpu:

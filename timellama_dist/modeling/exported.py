@@ -25,7 +25,7 @@ from torch import Tensor
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError, ConfigError
-from timellama_dist.modeling.backbone import resolve_backbone
+from timellama_dist.modeling.backbone_folder import resolve_backbone
 from timellama_dist.modeling.fingerprint import check_backbone
 from timellama_dist.modeling.inference import freeze_for_inference
 from timellama_dist.modeling.tensors import copy_tensors, read_tensors

@@ -7,7 +7,7 @@ from transformers import LlamaModel
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError
-from timellama_dist.modeling.backbone import read_config
+from timellama_dist.modeling.backbone_folder import read_config
 from timellama_dist.modeling.weights import Checkpoint
 
 

@@ -14,7 +14,6 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from timellama_dist.config.schema import DLoraSection, RunConfig
 from timellama_dist.dlora import DLoraConfig, DLoraModel
-from timellama_dist.dlora.config import LLAMA_LINEARS
 from timellama_dist.modeling.alignment import PromptAlignment
 from timellama_dist.modeling.backbone import (
     embedding_rows,
@@ -25,6 +24,7 @@ from timellama_dist.modeling.backbone import (
 from timellama_dist.modeling.normalization import InstanceNorm
 from timellama_dist.modeling.shortcut import LinearShortcut
 from timellama_dist.modeling.stand_in import AttentionBlock, NoBackbone
+from timellama_dist.pools import LLAMA_LINEARS
 
 
 class TimeLlama(nn.Module):
@@ -311,12 +311,7 @@ def with_path_share(weights: dict[str, Tensor], share: float) -> dict[str, Tenso
 
 
 def dlora_config(section: DLoraSection) -> DLoraConfig:
-    """The adapter's configuration in PEFT's form.
-
-    Raises:
-        ConfigError: a value out of bounds, named by its key.
-    """
-    targets = section.target_modules or list(LLAMA_LINEARS)
+    """The adapter's configuration in PEFT's form."""
     return DLoraConfig(
         num_experts=section.num_experts,
         rank=section.rank,
@@ -327,14 +322,13 @@ def dlora_config(section: DLoraSection) -> DLoraConfig:
         gate=section.gate,
         pooling=section.pooling,
         router_activation=section.router_activation,
-        target_modules=targets,
+        target_modules=section.targets,
     )
 
 
 def adapted_linears(section: DLoraSection) -> list[str]:
     """Names of a block's linears with a pool, in the order of the routers' modules."""
-    targets = section.target_modules or LLAMA_LINEARS
-    return [name for name in LLAMA_LINEARS if name in targets]
+    return [name for name in LLAMA_LINEARS if name in section.targets]
 
 
 def parameter_counts(model: TimeLlama) -> dict[str, int]:

@@ -135,6 +135,7 @@ def test_every_key_set_to_something_else_survives_the_resolved_file(tmp_path: Pa
             "data.prompt": "two\nlines: # no comment",
             "data.train_fraction": 0.05,
             "dlora.target_modules": ["q_proj"],
+            "dlora.top_n": 2,
             "dlora.balance_weight": 1e-5,
             "train.max_steps": 3,
             "train.precision": "bf16",

@@ -7,15 +7,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from timellama_dist.errors import CheckpointError, ConfigError
-from timellama_dist.modeling import backbone
+from timellama_dist.modeling import backbone_folder
 from timellama_dist.modeling.backbone import (
     embedding_rows,
     frozen_bytes,
     load_backbone,
     load_tokenizer,
-    read_config,
-    resolve_backbone,
 )
+from timellama_dist.modeling.backbone_folder import read_config, resolve_backbone
 
 BLOCKS = 3
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
@@ -351,8 +350,8 @@ def test_a_local_folder_is_its_own_answer(folder):
 
 
 def test_a_known_name_and_a_gguf_file_go_to_the_assets(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbone, "fetch_backbone", lambda name: tmp_path / name)
-    monkeypatch.setattr(backbone, "convert_gguf", lambda file: file.with_suffix(".made"))
+    monkeypatch.setattr(backbone_folder, "fetch_backbone", lambda name: tmp_path / name)
+    monkeypatch.setattr(backbone_folder, "convert_gguf", lambda file: file.with_suffix(".made"))
     (tmp_path / "own.gguf").write_bytes(b"GGUF")
     assert resolve_backbone("smollm2-135m") == tmp_path / "smollm2-135m"
     assert resolve_backbone(str(tmp_path / "own.gguf")) == tmp_path / "own.made"
