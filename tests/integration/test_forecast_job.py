@@ -113,6 +113,7 @@ def test_only_a_wide_table_goes_by_the_name_of_the_model_s_only_series(
         np.testing.assert_allclose(found["yhat"], expected["yhat"], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_job_of_another_kind_is_refused_its_output(
     model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

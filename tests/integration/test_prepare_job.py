@@ -99,6 +99,7 @@ def test_a_job_runs_again_only_for_what_changed(tmp_path: Path, source: Path) ->
     assert on_disk == {file.path for file in report.manifest.files}
 
 
+@pytest.mark.slow
 def test_a_table_that_changed_in_all_series_is_prepared_anew(tmp_path: Path) -> None:
     folder = tmp_path / "walks"
     folder.mkdir()
@@ -113,6 +114,7 @@ def test_a_table_that_changed_in_all_series_is_prepared_anew(tmp_path: Path) -> 
     assert report.manifest.content_hash == expected.content_hash
 
 
+@pytest.mark.slow
 def test_files_may_come_and_go(tmp_path: Path, source: Path) -> None:
     run(source, tmp_path / "out")
     (source / "1.parquet").unlink()
@@ -146,6 +148,7 @@ def test_a_file_that_went_takes_its_series_along_and_nothing_is_read(
     assert "nothing has changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_options_prepare_everything_anew(tmp_path: Path, source: Path) -> None:
     run(source, tmp_path / "out")
     report = run(source, tmp_path / "out", split=(0.5, 0.2, 0.3))

@@ -105,15 +105,17 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
     """
     from timellama_dist.launch.cluster import connected
     from timellama_dist.launch.describe import describe
-    from timellama_dist.launch.search_space import Space
     from timellama_dist.launch.train import absolute_paths, plan_with_dir
-    from timellama_dist.launch.tuning import fit_cluster, make_tuner, run_tuner
-    from timellama_dist.launch.watcher import RESULTS
     from timellama_dist.report.search import judged
 
     begun = absolute_paths(base)
     base = config_from_flat(search.fixed, begun)
     run_dir, plan = plan_with_dir(_longest(search, base), "search-")
+    # After that: Ray Tune takes seconds, for which a mistake shall not wait.
+    from timellama_dist.launch.search_space import Space
+    from timellama_dist.launch.tuning import fit_cluster, make_tuner, run_tuner
+    from timellama_dist.launch.watcher import RESULTS
+
     planned = plan.config
     if "data.context_len" in search.distributions:
         planned = config_from_flat({"data.context_len": base.data.context_len}, planned)

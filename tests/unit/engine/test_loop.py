@@ -34,6 +34,7 @@ def test_dropout_depends_on_seed_step_and_micro_batch_alone() -> None:
     assert len({drawn(0, 5, 1), drawn(1, 5, 1), drawn(0, 6, 1), drawn(0, 5, 2)}) == 4
 
 
+@pytest.mark.slow
 def test_dropout_is_alike_in_another_process() -> None:
     program = (
         "import torch; from timellama_dist.engine.loop import seed_dropout;"
