@@ -2,9 +2,10 @@
 
     python -m benchmarks.search
 
-The same configurations (`train.seed` counts up), one after the other, each way in a Ray session:
-by `build_trainer(...).fit()` in this process, and as the trials of a grid. Ray's start counts for
-neither; the processes of the workers start anew in both.
+The same configurations (`train.seed` counts up) over data that were prepared before, one after the
+other, each way in a Ray session: by `build_trainer(...).fit()` in this process, and as the trials
+of a grid. Seconds are from one to the next, so that a trial's start and end count, and what happens
+once a session doesn't; the processes of the workers start anew in both.
 """
 
 import argparse
@@ -30,15 +31,19 @@ def main() -> None:
     config = load_config(words, prog="benchmarks.search", description="")
     with tempfile.TemporaryDirectory() as scratch:
         with connected():
-            alone = [_alone(config, seed, Path(scratch)) for seed in range(said.trials)]
-        # The first begins with the second's data and trainer imported.
-        print(f"without Ray Tune, seconds a run: {spread(alone[1:])}; the first {alone[0]:.1f}")
+            # The first prepares the data, and imports what all of them need.
+            _alone(config, 0, Path(scratch))
+            data = replace(config.data, path=str(Path(scratch) / "alone-0" / "data"))
+            config = replace(config, data=data)
+            alone = [_alone(config, seed, Path(scratch)) for seed in range(1, said.trials + 1)]
+        print(f"without Ray Tune, seconds a run: {spread(alone)}", flush=True)
         with connected():
-            trials, whole = _searched(config, said.trials, Path(scratch))
-        print(f"as a trial, seconds: {spread(trials[1:])}; the first {trials[0]:.1f}")
-        print(f"the whole search, by trial: {whole / said.trials:.1f}")
-        ratio = sum(trials[1:]) / sum(alone[1:])
-    print(f"a trial, until its last report / the whole run: {ratio:.3f}")
+            one, more = (_searched(config, n, Path(scratch)) for n in (1, said.trials + 1))
+        print(f"a search of 1 trial {one:.1f} s, of {said.trials + 1} {more:.1f} s")
+    trial = (more - one) / said.trials
+    print(
+        f"a trial: {trial:.1f} s, {trial * said.trials / sum(alone):.3f} of a run without Ray Tune"
+    )
 
 
 def _alone(config: RunConfig, seed: int, scratch: Path) -> float:
@@ -49,17 +54,16 @@ def _alone(config: RunConfig, seed: int, scratch: Path) -> float:
     return time.perf_counter() - started
 
 
-def _searched(config: RunConfig, count: int, scratch: Path) -> tuple[list[float], float]:
-    """Seconds of each trial until its last report, and of the whole search."""
+def _searched(config: RunConfig, count: int, scratch: Path) -> float:
+    """Seconds of a whole search."""
     seeds = {"train.seed": {"choice": list(range(count))}}
     said = SearchConfig(
         space=seeds, searcher="grid", scheduler="none", include_base=False, max_concurrent=1
     )
-    run = replace(config.run, dir=str(scratch / "search"))
+    run = replace(config.run, dir=str(scratch / f"search-{count}"))
     started = time.perf_counter()
-    found = search(said, replace(config, run=run))
-    whole = time.perf_counter() - started
-    return [one["seconds"] for one in found.results["trials"]], whole
+    search(said, replace(config, run=run))
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -16,9 +16,19 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedToken
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from timellama_dist.errors import CheckpointError
-from timellama_dist.modeling.backbone_folder import read_config
+from timellama_dist.modeling.backbone_folder import read_config, resolve_backbone
 from timellama_dist.modeling.nf4 import empty_linear4bit, quantise
 from timellama_dist.modeling.weights import Checkpoint, RandomWeights, WeightSource
+
+__all__ = [
+    "embedding_rows",
+    "frozen_bytes",
+    "load_backbone",
+    "load_block",
+    "load_tokenizer",
+    "num_elements",
+    "resolve_backbone",
+]
 
 Quantization = Literal["nf4", "none"]
 Init = Literal["pretrained", "random"]
