@@ -242,7 +242,7 @@ class DLoraSection:
     @property
     def targets(self) -> list[str]:
         """The linear modules that get a pool."""
-        return list(LLAMA_LINEARS) if self.target_modules is None else self.target_modules
+        return self.target_modules or list(LLAMA_LINEARS)
 
 
 @dataclass(frozen=True, kw_only=True)
