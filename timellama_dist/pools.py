@@ -41,8 +41,7 @@ def check_pools(pools: Pools, targets: Sequence[str] | str) -> None:
     Raises:
         ConfigError: on a value out of its range; the message names the key as `dlora.<key>`.
     """
-    for key in ("num_experts", "rank"):
-        require_at_least(1, {f"dlora.{key}": getattr(pools, key)})
+    require_at_least(1, {"dlora.num_experts": pools.num_experts, "dlora.rank": pools.rank})
     require(pools.alpha > 0, "dlora.alpha", "above 0", pools.alpha)
     require(0 <= pools.dropout < 1, "dlora.dropout", "at least 0 and below 1", pools.dropout)
     if not targets:
