@@ -9,6 +9,7 @@ once a session doesn't; the processes of the workers start anew in both.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from dataclasses import replace
@@ -41,9 +42,7 @@ def main() -> None:
             one, more = (_searched(config, n, Path(scratch)) for n in (1, said.trials + 1))
         print(f"a search of 1 trial {one:.1f} s, of {said.trials + 1} {more:.1f} s")
     trial = (more - one) / said.trials
-    print(
-        f"a trial: {trial:.1f} s, {trial * said.trials / sum(alone):.3f} of a run without Ray Tune"
-    )
+    print(f"a trial: {trial:.1f} s, {trial / statistics.mean(alone):.3f} of a run without Ray Tune")
 
 
 def _alone(config: RunConfig, seed: int, scratch: Path) -> float:
