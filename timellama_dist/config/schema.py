@@ -244,6 +244,12 @@ class DLoraSection:
         """The linear modules that get a pool."""
         return self.target_modules or list(LLAMA_LINEARS)
 
+    @property
+    def linears(self) -> list[str]:
+        """Names of a block's linears with a pool, in the order of the routers' modules."""
+        named = {one.rpartition(".")[2] for one in self.targets}
+        return [name for name in LLAMA_LINEARS if name in named]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:

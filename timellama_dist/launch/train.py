@@ -314,7 +314,6 @@ def _write_report(
 ) -> None:
     from timellama_dist.modeling.exported import read_quantiles
     from timellama_dist.modeling.intervals import radius
-    from timellama_dist.modeling.timellama import adapted_linears
     from timellama_dist.report.page import ShownSet, write_report
 
     quantiles = read_quantiles(run_dir / "model")
@@ -327,7 +326,7 @@ def _write_report(
         )
         for number, one in enumerate(datasets)
     ]
-    write_report(run_dir, sets, adapted_linears(config.dlora))
+    write_report(run_dir, sets, config.dlora.linears)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,7 +24,6 @@ from timellama_dist.modeling.backbone import (
 from timellama_dist.modeling.normalization import InstanceNorm
 from timellama_dist.modeling.shortcut import LinearShortcut
 from timellama_dist.modeling.stand_in import AttentionBlock, NoBackbone
-from timellama_dist.pools import LLAMA_LINEARS
 
 
 class TimeLlama(nn.Module):
@@ -324,11 +323,6 @@ def dlora_config(section: DLoraSection) -> DLoraConfig:
         router_activation=section.router_activation,
         target_modules=section.targets,
     )
-
-
-def adapted_linears(section: DLoraSection) -> list[str]:
-    """Names of a block's linears with a pool, in the order of the routers' modules."""
-    return [name for name in LLAMA_LINEARS if name in section.targets]
 
 
 def parameter_counts(model: TimeLlama) -> dict[str, int]:

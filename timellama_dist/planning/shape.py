@@ -142,9 +142,7 @@ def adapted_linears(config: RunConfig, shape: LlamaShape) -> dict[str, tuple[int
     """
     if not config.dlora.enabled:
         return {}
-    targets = config.dlora.target_modules
-    if targets is None:
-        return shape.linears
+    targets = config.dlora.targets
     known = {
         name: [one for one in targets if f".{name}".endswith(f".{one}")] for name in shape.linears
     }

@@ -10,6 +10,7 @@ import pytest
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
+    DLoraSection,
     MixturePart,
     ModelSection,
     RunConfig,
@@ -18,6 +19,7 @@ from timellama_dist.config.schema import (
     TrainSection,
 )
 from timellama_dist.errors import ConfigError
+from timellama_dist.pools import LLAMA_LINEARS
 
 A = MixturePart(path="a")
 
@@ -157,6 +159,20 @@ def test_workers_that_cannot_share_the_micro_batches_evenly_are_refused() -> Non
             rf"\(train\.batch_size=64 / train\.micro_batch_size=16\), got {num_workers}$",
         ):
             RunConfig(train=train, scaling=ScalingSection(num_workers=num_workers))
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, list(LLAMA_LINEARS)),
+        ([], list(LLAMA_LINEARS)),
+        (["up_proj", "self_attn.q_proj"], ["q_proj", "up_proj"]),
+    ],
+)
+def test_linears_with_a_pool_stand_in_the_blocks_order(
+    named: list[str] | None, expected: list[str]
+) -> None:
+    assert DLoraSection(target_modules=named, top_n=2).linears == expected
 
 
 def test_a_configuration_survives_json_whole() -> None:

@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two-sizes": {"dlora.num_experts": 2, "dlora.rank": 8, "dlora.top_n": 5},
     "by-module": {"dlora.scope": "module", "dlora.top_n": 2, "dlora.pooling": "attention"},
     "some-linears": {"dlora.target_modules": ["q_proj", "mlp.up_proj"], "dlora.top_n": 3},
+    "no-linears-said": {"dlora.target_modules": []},
     "no-adapter": {"dlora.enabled": False},
     "no-alignment": {"model.alignment": False, "model.affine": True},
     "recomputed": {"train.gradient_checkpointing": True},
