@@ -26,14 +26,14 @@ from timellama_dist.data.scaling import Scaler
 from timellama_dist.data.series import Series, Table
 from timellama_dist.data.table import table_from_frame
 from timellama_dist.errors import ConfigError, DataError, UserError, require_at_least
-from timellama_dist.modeling.exported import (
+from timellama_dist.modeling.card import (
     DatasetCard,
     ModelCard,
-    load_model,
     local_folder,
     read_quantiles,
     scalers_file,
 )
+from timellama_dist.modeling.exported import load_model
 from timellama_dist.modeling.intervals import (
     RECENT,
     check_levels,

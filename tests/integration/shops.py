@@ -17,7 +17,8 @@ from timellama_dist.config.schema import (
     ModelSection,
     RunConfig,
 )
-from timellama_dist.modeling.exported import DatasetCard, ModelCard, save_model
+from timellama_dist.modeling.card import DatasetCard, ModelCard
+from timellama_dist.modeling.exported import save_model
 from timellama_dist.modeling.intervals import LEVELS
 from timellama_dist.modeling.timellama import build_model
 

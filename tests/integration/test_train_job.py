@@ -24,7 +24,7 @@ from timellama_dist.launch.cluster import connected
 from timellama_dist.launch.evaluate import evaluate, read_arguments
 from timellama_dist.launch.plan import plan_sets
 from timellama_dist.launch.train import main
-from timellama_dist.modeling.exported import read_card
+from timellama_dist.modeling.card import read_card
 from timellama_dist.modeling.fingerprint import backbone_fingerprint
 
 ROOT = Path(__file__).parents[2]

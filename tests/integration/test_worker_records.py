@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from timellama_dist.engine.worker import _mailbox
+from timellama_dist.engine.rank import _mailbox
 from timellama_dist.launch.monitor import Monitor
 
 

@@ -20,7 +20,7 @@ from timellama_dist.config.schema import (
 from timellama_dist.data.scaling import Scaler
 from timellama_dist.errors import ConfigError, DataError
 from timellama_dist.forecaster import TimeLlamaForecaster
-from timellama_dist.modeling.exported import DatasetCard, ModelCard
+from timellama_dist.modeling.card import DatasetCard, ModelCard
 from timellama_dist.modeling.intervals import LEVELS, tracked_radius
 from timellama_dist.modeling.timellama import build_model
 

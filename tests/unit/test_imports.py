@@ -102,6 +102,15 @@ def test_a_mistake_is_told_before_a_framework_is_loaded(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: /nowhere.csv: no such file\n")
 
 
+def test_a_driver_and_a_trial_load_nothing_that_only_a_worker_needs() -> None:
+    program = (
+        "import sys; from timellama_dist.launch import train, trainer, trial, tuning;"
+        "from timellama_dist.report import page, plots;"
+        "assert not {'deepspeed', 'transformers', 'peft', 'bitsandbytes'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_importing_the_package_loads_no_framework() -> None:
     program = (
         "import sys, timellama_dist;"

@@ -16,7 +16,7 @@ from timellama_dist.data.stream import SEGMENT_BYTES, Order, stream_batches
 from timellama_dist.data.windows import SPLIT_NAMES, SplitName
 from timellama_dist.engine.evaluate import absolute_errors, evaluate, forecast_windows
 from timellama_dist.engine.metrics import ErrorSums, mean_errors
-from timellama_dist.modeling.exported import DatasetCard
+from timellama_dist.modeling.card import DatasetCard
 from timellama_dist.modeling.intervals import error_quantiles
 from timellama_dist.storage import Place, open_place
 

@@ -7,13 +7,8 @@ from timellama_dist.config.evaluation import BASELINES, EvaluateConfig
 from timellama_dist.config.schema import DataSection, DataSet, MixturePart, RunConfig
 from timellama_dist.data.manifest import MANIFEST_NAME
 from timellama_dist.errors import ConfigError
-from timellama_dist.modeling.exported import (
-    ModelCard,
-    find_backbone,
-    fingerprint,
-    local_folder,
-    read_card,
-)
+from timellama_dist.modeling.card import ModelCard, fingerprint, local_folder, read_card
+from timellama_dist.modeling.fingerprint import find_backbone
 from timellama_dist.modeling.prompts import task_prompt
 from timellama_dist.storage import open_place
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timellama_dist.launch.cluster import Resources
     from timellama_dist.launch.exported_model import ExportedModel
     from timellama_dist.launch.prepare_plan import JobPlan
-    from timellama_dist.modeling.exported import DatasetCard
+    from timellama_dist.modeling.card import DatasetCard
 
 DESCRIPTION = """Forecast every series of a table with an exported model.
 

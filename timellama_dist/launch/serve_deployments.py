@@ -41,7 +41,7 @@ class ForecastModel:
         import torch
 
         from timellama_dist.forecaster import TimeLlamaForecaster
-        from timellama_dist.modeling.exported import fingerprint, local_folder
+        from timellama_dist.modeling.card import fingerprint, local_folder
 
         torch.set_num_threads(max(1, int(config.cpus_per_replica)))
         self.config = config

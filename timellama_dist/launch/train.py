@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timellama_dist.data.mixture import PreparedSet
     from timellama_dist.engine.linear import Float64
     from timellama_dist.launch.plan import RunPlan
-    from timellama_dist.modeling.exported import DatasetCard
+    from timellama_dist.modeling.card import DatasetCard
     from timellama_dist.storage import Place
 
 DESCRIPTION = """Train Time-LlaMA on a table of time series.
@@ -100,6 +100,7 @@ def train(config: RunConfig) -> Outcome:
         maps = fit_shortcuts(plan, sets)
         baselines = _baselines(plan, sets, maps)
         name, monitor = Monitor.start()
+        print("starting the workers", flush=True)
         found = fit(make_trainer(plan, sets, maps, resources, name), monitor, plan.config)
     checkpoint = found.pop("checkpoint")
     metrics = {
@@ -282,7 +283,7 @@ def _write_results(config: RunConfig, checkpoint: str, metrics: Mapping[str, Any
 
     from timellama_dist.engine.worker import EXPORTED, examples_file
     from timellama_dist.launch.run_storage import checkpoints_place, how_on
-    from timellama_dist.modeling.exported import read_card
+    from timellama_dist.modeling.card import read_card
     from timellama_dist.report.plots import plot_forecasts
     from timellama_dist.storage import copy_tree, open_place
 
@@ -312,7 +313,7 @@ def _write_report(
     datasets: Sequence["DatasetCard"],
     examples: Sequence[Mapping[str, Any]],
 ) -> None:
-    from timellama_dist.modeling.exported import read_quantiles
+    from timellama_dist.modeling.card import read_quantiles
     from timellama_dist.modeling.intervals import radius
     from timellama_dist.report.page import ShownSet, write_report
 

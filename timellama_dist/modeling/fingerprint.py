@@ -7,8 +7,10 @@ from transformers import LlamaModel
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError
-from timellama_dist.modeling.backbone_folder import read_config
+from timellama_dist.modeling.backbone_folder import read_config, resolve_backbone
+from timellama_dist.modeling.card import ModelCard
 from timellama_dist.modeling.weights import Checkpoint
+from timellama_dist.storage import Location
 
 
 def backbone_fingerprint(config: RunConfig, folder: Path) -> str | None:
@@ -63,3 +65,20 @@ def check_backbone(
             "former ones back, or train anew"
         )
     return found
+
+
+def find_backbone(card: ModelCard, location: Location) -> Path:
+    """The local folder of the backbone that an exported model was trained with.
+
+    Args:
+        card: the model's.
+        location: the model's, for the message.
+
+    Raises:
+        CheckpointError: there is another backbone now.
+        ConfigError: it can't be had.
+    """
+    config = RunConfig.from_dict(card.config)
+    folder = resolve_backbone(config.backbone.name, config.backbone.revision)
+    check_backbone(config, folder, card.backbone, owner=f"the model in {location}")
+    return folder

@@ -8,7 +8,7 @@ import torch
 
 from timellama_dist.config.schema import RunConfig, TrainSection
 from timellama_dist.engine.loop import learning_rate, seed_dropout
-from timellama_dist.engine.worker import num_steps
+from timellama_dist.engine.rank import num_steps
 
 
 def test_the_rate_rises_linearly_then_falls_by_a_cosine_to_zero() -> None:

@@ -11,7 +11,7 @@ from timellama_dist.config.schema import DataSection, MixturePart
 from timellama_dist.errors import ConfigError
 from timellama_dist.launch.evaluate import main
 from timellama_dist.launch.exported_model import ExportedModel
-from timellama_dist.modeling.exported import DatasetCard, ModelCard
+from timellama_dist.modeling.card import DatasetCard, ModelCard
 
 
 def card(name: str, **changes: Any) -> DatasetCard:

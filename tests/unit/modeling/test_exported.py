@@ -31,13 +31,8 @@ from timellama_dist.config.schema import (
 )
 from timellama_dist.errors import CheckpointError, ConfigError
 from timellama_dist.launch.exported_model import ExportedModel
-from timellama_dist.modeling.exported import (
-    DatasetCard,
-    ModelCard,
-    load_model,
-    read_card,
-    save_model,
-)
+from timellama_dist.modeling.card import DatasetCard, ModelCard, read_card
+from timellama_dist.modeling.exported import load_model, save_model
 from timellama_dist.modeling.fingerprint import backbone_fingerprint
 from timellama_dist.modeling.timellama import TimeLlama, build_model
 
