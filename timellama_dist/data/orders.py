@@ -40,6 +40,11 @@ def sample_order(
     return window_ids
 
 
+def spread_ids(num_windows: int, most: int) -> IntArray:
+    """Ids of `most` windows, evenly spread, the first and the last among them; or of all."""
+    return np.linspace(0, num_windows - 1, min(num_windows, most)).astype(np.int64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOrder:
     """What one rank trains on in steps [first_step, last_step), a few integers to ship to a task.

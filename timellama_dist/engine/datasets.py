@@ -9,7 +9,7 @@ import numpy as np
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.mixture import MixtureSchedule, PreparedSet, interleaved
-from timellama_dist.data.orders import EvaluationOrder, TrainOrder
+from timellama_dist.data.orders import EvaluationOrder, TrainOrder, spread_ids
 from timellama_dist.data.reader import CACHE_BYTES, WindowReader
 from timellama_dist.data.spans import Batch
 from timellama_dist.data.stream import SEGMENT_BYTES, Order, stream_batches
@@ -150,7 +150,7 @@ class RunData:
     def examples(self, engine: Any) -> list[dict[str, np.ndarray]]:
         """A few test windows of each set with their forecasts; every rank must call."""
         batches = [
-            self._fitted(reader.read(_spread(len(reader), _NUM_EXAMPLES)))
+            self._fitted(reader.read(spread_ids(len(reader), _NUM_EXAMPLES)))
             for reader in self.readers["test"]
         ]
         return [
@@ -170,7 +170,7 @@ class RunData:
 
     def _calibration(self, reader: WindowReader) -> Iterator[Batch]:
         window_bytes = 4 * self.config.data.horizon * reader.manifest.num_channels
-        ids = _spread(len(reader), min(_NUM_CALIBRATION, max(32, _ERROR_BYTES // window_bytes)))
+        ids = spread_ids(len(reader), min(_NUM_CALIBRATION, max(32, _ERROR_BYTES // window_bytes)))
         size = 4 * self.config.train.micro_batch_size
         for first in range(0, len(ids), size):
             yield self._fitted(reader.read(ids[first : first + size]))
@@ -275,8 +275,3 @@ class RunData:
 def _with_missing(values: np.ndarray, before: int, after: int) -> np.ndarray:
     widths = [(0, 0), (before, after), (0, 0)]
     return np.pad(values, widths, constant_values=np.nan)
-
-
-def _spread(num_windows: int, count: int) -> np.ndarray:
-    """Ids of a few windows, the first and the last among them."""
-    return np.unique(np.linspace(0, num_windows - 1, count).astype(np.int64))

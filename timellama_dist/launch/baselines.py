@@ -8,6 +8,7 @@ import numpy as np
 
 from timellama_dist.config.schema import DataSection, MixturePart, ModelSection
 from timellama_dist.data.manifest import Manifest
+from timellama_dist.data.orders import spread_ids
 from timellama_dist.data.reader import WindowReader
 from timellama_dist.data.stream import window_dataset
 from timellama_dist.engine.baselines import fill_missing, seasonal_naive
@@ -130,17 +131,11 @@ def _rows(
         "train_fraction": part.train_fraction,
         "short_series": part.short_series,
     }
-    some = None if most is None else _spread(len(WindowReader(data, **windows)), most)
+    num_windows = len(WindowReader(data, **windows))
+    some = None if most is None or num_windows <= most else spread_ids(num_windows, most)
     dataset = window_dataset(data, window_ids=some, batch_size=_BATCH, **windows)
     made = dataset.map_batches(fn, batch_size=_BATCH, fn_kwargs=arguments)
     return iter(made.iter_rows())
-
-
-def _spread(num_windows: int, most: int) -> np.ndarray | None:
-    """Ids of so many windows at most; None for all."""
-    if num_windows <= most:
-        return None
-    return np.linspace(0, num_windows - 1, most).astype(np.int64)
 
 
 def _mean_errors(split: str, scores: Iterator[dict[str, Any]]) -> np.ndarray:

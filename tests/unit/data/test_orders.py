@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from timellama_dist.data.orders import EvaluationOrder, ListedOrder, TrainOrder
+from timellama_dist.data.orders import EvaluationOrder, ListedOrder, TrainOrder, spread_ids
 
 
 def rank_positions(first_step: int, last_step: int, **sizes: int) -> np.ndarray:
@@ -141,6 +141,19 @@ def test_some_windows_are_spread_evenly_over_all(num_windows, most, world_size):
     assert taken[0] == 0
     assert steps.min() >= 1
     assert np.ptp(steps) <= 1
+
+
+@given(num_windows=st.integers(1, 300), most=st.integers(1, 300))
+def test_spread_windows_reach_from_the_first_to_the_last(num_windows, most):
+    ids = spread_ids(num_windows, most)
+    steps = np.diff(ids)
+
+    assert len(ids) == min(most, num_windows)
+    assert ids[0] == 0
+    if len(ids) > 1:
+        assert ids[-1] == num_windows - 1
+        assert steps.min() >= 1
+        assert np.ptp(steps) <= 1
 
 
 @given(num_windows=st.integers(1, 60), data=st.data())
