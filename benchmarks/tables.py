@@ -155,7 +155,6 @@ FEW_SHOT = (("etth1", 96), ("weather", 96))
 PUBLISHED = {"patchtst": "PatchTST", "itransformer": "iTransformer", "dlinear": "DLinear"}
 FEW_WINDOWS = ("etth1", "illness", "m4_hourly", "m4_weekly")
 BUDGET = {"epochs": 30, "max_steps": 1000}
-DATA_KEYS = ("path", "context_len", "horizon", "split", "short_series")
 SMALLER: dict[str, dict[str, Any]] = {
     "patchtst": {
         "hidden_size": 16,
@@ -292,7 +291,7 @@ def run_published(cell: Cell, data: dict[str, Any], scratch: Path) -> Result:
         keys["arguments"] = json.dumps(SMALLER.get(cell.setting, {}))
     if cell.task in M4:
         keys["loss"] = "mae"
-    keys |= {f"data.{key}": data[key] for key in DATA_KEYS if key in data}
+    keys |= {f"data.{key}": value for key, value in data.items() if key != "prompt"}
     output = scratch / "scores.json"
     run_program([published.__file__, *words_of(keys), "--output", str(output)], scratch)
     found = json.loads(output.read_text())
