@@ -131,8 +131,9 @@ def _rows(
         "train_fraction": part.train_fraction,
         "short_series": part.short_series,
     }
-    num_windows = len(WindowReader(data, **windows))
-    some = None if most is None or num_windows <= most else spread_ids(num_windows, most)
+    some = None
+    if most is not None and (num_windows := len(WindowReader(data, **windows))) > most:
+        some = spread_ids(num_windows, most)
     dataset = window_dataset(data, window_ids=some, batch_size=_BATCH, **windows)
     made = dataset.map_batches(fn, batch_size=_BATCH, fn_kwargs=arguments)
     return iter(made.iter_rows())
