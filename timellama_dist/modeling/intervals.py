@@ -42,7 +42,8 @@ def error_quantiles(error_NHC: Array) -> Array:
     filled_NHC = np.where(empty_HC, 0.0, error_NHC)
     quantile: Any = np.nanquantile if np.isnan(filled_NHC).any() else np.quantile
     found = quantile(filled_NHC, shares, axis=0, method="inverted_cdf")
-    return np.where(empty_HC, np.nan, found).astype(np.float32)
+    # In order, because safetensors takes no other, and `nanquantile` leaves the levels innermost.
+    return np.where(empty_HC, np.nan, found).astype(np.float32, order="C")
 
 
 def check_levels(levels: Any) -> list[float]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from timellama_dist.errors import ConfigError
 from timellama_dist.modeling.intervals import (
@@ -31,6 +33,13 @@ def test_missing_truth_counts_nothing() -> None:
     found = error_quantiles(holes)
     np.testing.assert_array_equal(found[:, 0, 0], error_quantiles(error)[:, 0, 0])
     assert np.isnan(found[:, 0, 1]).all()
+
+
+def test_quantiles_of_errors_with_gaps_can_be_saved_as_they_are() -> None:
+    error = np.random.default_rng(0).random((99, 4, 3))
+    error[5, 1, 2] = np.nan
+    found = error_quantiles(error)
+    np.testing.assert_array_equal(load(save({"0": torch.from_numpy(found)}))["0"], found)
 
 
 def test_a_level_between_two_is_interpolated() -> None:
