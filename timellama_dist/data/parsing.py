@@ -430,8 +430,10 @@ def _numbers_of_text(
         hint = ""
         if re.fullmatch(r"[+-]?\d+,\d+", text):
             hint = "; write decimals with a point"
-        elif bad.size == len(raw) and not has_id:
-            hint = f"; if it names series, call it {ID_COLUMN}"
+        elif bad.size == len(raw):
+            hint = "; data.columns says which columns to take"
+            if not has_id:
+                hint += f"; if it names series, call it {ID_COLUMN}"
         findings.add(
             "number",
             f"{origin.where(first)}: column {name!r} holds {text!r}, which is not a "

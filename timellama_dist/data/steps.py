@@ -188,7 +188,8 @@ def _grid(
             "grid",
             f"{origin.where(where)}: {stamp(times[off[0]])}{of_series} does not lie on the grid of "
             f"step {frequency!r} from {stamp(times[0])} on ({{count}} such rows), so "
-            "data.gaps=reindex cannot place it",
+            "data.gaps=reindex cannot place it; data.gaps=refuse with data.timestamps=ignore keeps "
+            "the rows as they stand",
             count=off.size,
             row=where,
         )

@@ -111,7 +111,8 @@ def test_a_time_off_the_grid_cannot_be_placed() -> None:
 
     with refused(
         "frame: row 3: 2024-01-01 02:07:00 does not lie on the grid of step 'h' from 2024-01-01 "
-        "00:00:00 on (1 such rows), so data.gaps=reindex cannot place it"
+        "00:00:00 on (1 such rows), so data.gaps=reindex cannot place it; "
+        "data.gaps=refuse with data.timestamps=ignore keeps the rows as they stand"
     ):
         values_of(frame, gaps="reindex", missing="mask")
 

@@ -196,8 +196,8 @@ KEEP = "keep the rows as they stand with data.timestamps=ignore"
         ),
         (
             "id,date,a\nx,2024-01-01,1\nx,2024-01-02,1\n",
-            "row 1: column 'id' holds 'x', which is not a number (2 such rows); if it names "
-            "series, call it unique_id",
+            "row 1: column 'id' holds 'x', which is not a number (2 such rows); data.columns "
+            "says which columns to take; if it names series, call it unique_id",
         ),
         (
             "date;a\n2024-01-01;0,5\n",
