@@ -422,9 +422,19 @@ def _count_windows(
             short_series=part.short_series,
         )
         if len(index) == 0:
+            longest = int(num_rows.max())
+            cut = isinstance(opened, Table) and split_by == "time" and name != "train"
+            hint = _last_rows(horizon) if cut and longest >= 4 * horizon else ""
             raise ConfigError(
                 f"data.context_len={context_len} + data.horizon={horizon} is longer than "
                 f"the {name} part (data.split={list(split)}) of every series; the longest has "
-                f"{int(num_rows.max())} rows in all"
+                f"{longest} rows in all{hint}"
             )
     return indexes
+
+
+def _last_rows(horizon: int) -> str:
+    return (
+        f"; data.split=[0, {horizon}, {horizon}] would take the last {horizon} rows for the test "
+        f"part and {horizon} before them for validation"
+    )

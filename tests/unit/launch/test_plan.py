@@ -101,7 +101,9 @@ def test_a_plan_counts_the_windows_of_each_split(table: Path, tiny_llama: Path) 
         (
             {"data.horizon": 30},
             ConfigError,
-            r"data\.context_len=12 \+ data\.horizon=30 is longer than the validation part",
+            r"data\.context_len=12 \+ data\.horizon=30 is longer than the validation part "
+            r"\(data\.split=\[0\.7, 0\.1, 0\.2\]\) of every series; the longest has 200 rows in "
+            r"all; data\.split=\[0, 30, 30\] would take the last 30 rows for the test part",
         ),
         (
             {"dlora.top_n": 29},
