@@ -60,7 +60,9 @@ def make_trainer(
     checkpoints_place(config).make_dirs()
     shortcuts = place / "shortcuts.safetensors" if config.model.shortcut != "none" else None
     if shortcuts is not None:
-        shortcuts.write_bytes(save({str(n): one.astype("f4") for n, one in enumerate(maps)}))
+        # In order, because safetensors writes an array's memory as it lies.
+        named = {str(n): one.astype("f4", order="C") for n, one in enumerate(maps)}
+        shortcuts.write_bytes(save(named))
     run_dir = Path(str(config.run.dir))
     deepspeed = plan.deepspeed(use_gpu=resources.use_gpu)
     (run_dir / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2), encoding="utf-8")
