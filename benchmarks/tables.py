@@ -1,4 +1,4 @@
-"""Makes the tables of results: trains every cell that isn't there yet, and prints them all.
+r"""Makes the tables of results: trains every cell that isn't there yet, and prints them all.
 
     python -m benchmarks.tables --data DIR
 
@@ -9,7 +9,10 @@ its own, from a public table in DIR, or one of another's architecture on the sam
 cell that is there isn't made again. So the tables grow over days, and an interrupted run goes on.
 `--list` says what is missing.
 
-On a cluster: ray job submit --working-dir . -- python -m benchmarks.tables --data DIR --results DIR
+On a cluster, where the job's copy of the project has no repository to ask for the commit:
+
+    ray job submit --working-dir . -- env TIMELLAMA_COMMIT=$(git rev-parse HEAD) \
+        python -m benchmarks.tables --data DIR --results DIR
 """
 
 import argparse
@@ -27,6 +30,7 @@ import yaml
 
 from benchmarks import m4, published
 from benchmarks.measuring import run_program, write_results
+from timellama_dist.launch.train import versions
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "ray_jobs" / "configs"
@@ -188,6 +192,8 @@ def main() -> None:
     if missing:
         if arguments.data is None:
             parser.error(f"--data: {len(missing)} cells are missing")
+        if not versions().get("commit"):
+            parser.error("a cell names its commit: run in a clone, or set TIMELLAMA_COMMIT")
         make_all(missing, arguments)
     print(markdown(read_cells(arguments.results)))
 

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,10 +92,12 @@ def head(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit -- python WORDS`."""
+def submit(
+    head: dict[str, str], *words: str, program: Sequence[str] = ("python",)
+) -> subprocess.CompletedProcess[str]:
+    """`ray job submit -- PROGRAM WORDS`."""
     return subprocess.run(
-        [BIN / "ray", "job", "submit", "--working-dir", ROOT, "--", "python", *words],
+        [BIN / "ray", "job", "submit", "--working-dir", ROOT, "--", *program, *words],
         env=head,
         cwd=ROOT,
         capture_output=True,
@@ -103,9 +106,9 @@ def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str
     )
 
 
-def submitted(head: dict[str, str], *words: str) -> str:
+def submitted(head: dict[str, str], *words: str, **options: Any) -> str:
     """What a job that succeeds prints."""
-    done = submit(head, *words)
+    done = submit(head, *words, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -174,13 +177,16 @@ def test_the_tables_run_as_a_job_whose_trainings_join_its_cluster(
     said = submitted(
         head,
         *("-m", "benchmarks.tables", "--data", str(tmp_path), "--seeds", "1"),
-        *("--results", str(tmp_path / "results"), "--only", "illness-24-full", "--"),
+        *("--results", str(tmp_path / "results"), "--only", "illness-24-full-seed0", "--"),
         *("--backbone.name", str(tiny_llama), "--data.context_len", "24"),
         *("--train.max_steps", "4", "--scaling.cpus_per_worker", "0.5"),
+        program=("env", "TIMELLAMA_COMMIT=0123abcd", "python"),
     )
     assert "illness-24-full-seed0: test" in said
     kept = json.loads((tmp_path / "results" / "illness-24-full-seed0.json").read_text())
     assert kept["metrics"]["train"]["steps"] == 4
+    # The job's copy of the project has no repository to ask.
+    assert kept["versions"]["commit"] == kept["metrics"]["versions"]["commit"] == "0123abcd"
     # The program itself doesn't connect, so a driver there is the training's.
     jobs = subprocess.run(
         [BIN / "ray", "job", "list"], env=head, capture_output=True, text=True, check=True

@@ -4,6 +4,7 @@ python ray_jobs/train.py --help
 """
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -149,7 +150,10 @@ def build_trainer(
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on, and this project's commit."""
+    """Installed versions of what a result depends on, and this project's commit, if it is known.
+
+    A job's copy of the project has no repository: `TIMELLAMA_COMMIT` says it there.
+    """
     from timellama_dist.launch.nodes import installed_versions
 
     found = installed_versions()
@@ -162,6 +166,8 @@ def versions() -> dict[str, str]:
             check=False,
         )
         found["commit"] = git.stdout.strip()
+    elif commit := os.environ.get("TIMELLAMA_COMMIT"):
+        found["commit"] = commit
     return found
 
 
