@@ -424,7 +424,7 @@ def _count_windows(
         if len(index) == 0:
             longest = int(num_rows.max())
             cut = isinstance(opened, Table) and split_by == "time" and name != "train"
-            hint = _last_rows(horizon) if cut and longest >= 4 * horizon else ""
+            hint = _last_rows(horizon) if cut and longest >= context_len + 3 * horizon else ""
             raise ConfigError(
                 f"data.context_len={context_len} + data.horizon={horizon} is longer than "
                 f"the {name} part (data.split={list(split)}) of every series; the longest has "
