@@ -14,10 +14,10 @@ import numpy as np
 
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.data.history import SeriesReader
-from timellama_dist.data.series import Series
-from timellama_dist.data.windows import split_borders
-from timellama_dist.modeling.intervals import cutoffs_before, radius, tracked_radius
+from timellama_dist.data.prepared.history import SeriesReader
+from timellama_dist.data.tables.series import Series
+from timellama_dist.data.windows.index import split_borders
+from timellama_dist.model.intervals import cutoffs_before, radius, tracked_radius
 
 BATCH = 256
 

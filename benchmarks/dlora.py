@@ -17,10 +17,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from benchmarks.measuring import alternate, base_config, paired, spread, write_results
+from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.modeling.backbone_folder import resolve_backbone
-from timellama_dist.modeling.timellama import TimeLlama, build_model
-from timellama_dist.pools import LLAMA_LINEARS
+from timellama_dist.dlora.settings import LLAMA_LINEARS
+from timellama_dist.model.timellama import TimeLlama, build_model
 
 CHANNELS = 6
 

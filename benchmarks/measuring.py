@@ -16,7 +16,7 @@ import psutil
 import ray
 
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.launch.train import versions
+from timellama_dist.versions import versions
 
 
 def base_config(backbone: str, num_blocks: int) -> RunConfig:

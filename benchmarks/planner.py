@@ -26,21 +26,21 @@ from torch._C._profiler import _EventType
 from benchmarks.gathered_bytes import count_gathered, variant
 from benchmarks.loading import make_llama
 from benchmarks.measuring import base_config, write_results
+from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.engine.loop import StepSums, train_step
-from timellama_dist.engine.setup import (
+from timellama_dist.model.timellama import build_model
+from timellama_dist.planning.estimate import estimate
+from timellama_dist.planning.hardware import find_hardware
+from timellama_dist.planning.policy import POLICIES
+from timellama_dist.planning.shape import LlamaShape
+from timellama_dist.train.worker.engine import (
     block_sharder,
     gathered,
     initialize_engine,
     prepare_process,
 )
-from timellama_dist.modeling.backbone import frozen_bytes
-from timellama_dist.modeling.timellama import build_model
-from timellama_dist.planning.estimate import estimate
-from timellama_dist.planning.hardware import find_hardware
-from timellama_dist.planning.policy import POLICIES
-from timellama_dist.planning.shape import LlamaShape
+from timellama_dist.train.worker.loop import StepSums, train_step
 
 CHANNELS, WORLD_SIZE, PROMPT_TOKENS = 6, 2, 1
 # As a model is sharded that is far larger than ZeRO-3's windows, at a size that fits here.

@@ -25,23 +25,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.load import load_settings
 from timellama_dist.config.schema import DataSection, MixturePart
-from timellama_dist.data.orders import sample_order
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.spans import Batch
-from timellama_dist.data.windows import SplitName
-from timellama_dist.engine.baselines import fill_missing
-from timellama_dist.engine.metrics import ErrorSums
-from timellama_dist.engine.scores import Scores
-from timellama_dist.engine.scoring import Yardstick
+from timellama_dist.console.exit_codes import run_command
+from timellama_dist.data.windows.index import SplitName
+from timellama_dist.data.windows.orders import sample_order
+from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spans import Batch
 from timellama_dist.errors import ConfigError, require_at_least
-from timellama_dist.launch.command import run_command
-from timellama_dist.launch.evaluate import figures
-from timellama_dist.launch.plan import plan_sets
-from timellama_dist.launch.train import versions
-from timellama_dist.modeling.backbone_folder import resolve_backbone
+from timellama_dist.evaluation.job import figures
+from timellama_dist.evaluation.metrics import ErrorSums
+from timellama_dist.evaluation.scores import Scores
+from timellama_dist.evaluation.scoring import Yardstick
+from timellama_dist.model.linear_fit import fill_missing
 from timellama_dist.report.scores import scores_table, write_scores
+from timellama_dist.train.plan import plan_sets
+from timellama_dist.versions import versions
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": nn.functional.mse_loss,

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measuring import spread
+from timellama_dist.cluster import connected
 from timellama_dist.config.load import load_config
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.config.search import SearchConfig
-from timellama_dist.launch.cluster import connected
-from timellama_dist.launch.search import search
-from timellama_dist.launch.train import build_trainer
+from timellama_dist.train.driver import build_trainer
+from timellama_dist.tune.search import search
+from timellama_dist.tune.settings import SearchConfig
 
 
 def main() -> None:

@@ -28,10 +28,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from benchmarks.measuring import PeakMemory, alternate, paired, spread, write_results
 from benchmarks.synthetic import write_long_parquet, write_prepared_walks
 from benchmarks.trainer import EQUAL_TERMS, ROOT, run_child
-from timellama_dist.data.orders import TrainOrder
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.spans import RowSpans
-from timellama_dist.data.stream import stream_batches
+from timellama_dist.data.windows.orders import TrainOrder
+from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spans import RowSpans
+from timellama_dist.data.windows.stream import stream_batches
 
 STORE_BYTES = 128 << 20
 SCALES = (1, 10, 100)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from timellama_dist.data.manifest import SCHEMA_VERSION, DataFile, Manifest
+from timellama_dist.data.prepared.manifest import SCHEMA_VERSION, DataFile, Manifest
 
 _GROUP_ROWS = 8192
 _FILE_ROWS = 1 << 20

@@ -30,7 +30,7 @@ import yaml
 
 from benchmarks import m4, published
 from benchmarks.measuring import run_program, write_results
-from timellama_dist.launch.train import versions
+from timellama_dist.versions import versions
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "ray_jobs" / "configs"

@@ -26,18 +26,18 @@ import torch
 from torch import nn
 
 from benchmarks.measuring import alternate, paired, spread, write_results
+from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.load import load_config
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.data.orders import TrainOrder
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.engine.checkpoint import Progress
-from timellama_dist.engine.evaluate import Batch
-from timellama_dist.engine.loop import LOSSES, TrainLoop, learning_rate, seed_dropout
-from timellama_dist.engine.setup import initialize_engine, prepare_process
-from timellama_dist.launch.plan import plan_run
-from timellama_dist.modeling.backbone_folder import resolve_backbone
-from timellama_dist.modeling.timellama import TimeLlama, build_model
+from timellama_dist.data.windows.orders import TrainOrder
+from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.evaluation.windows import Batch
+from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.train.checkpoint.state import Progress
+from timellama_dist.train.plan import plan_run
+from timellama_dist.train.worker.engine import initialize_engine, prepare_process
+from timellama_dist.train.worker.loop import LOSSES, TrainLoop, learning_rate, seed_dropout
 
 ROOT = Path(__file__).parents[1]
 POLICIES: dict[str, Path | dict[str, Any]] = {

@@ -6,7 +6,7 @@ serve run ray_jobs.serve:app model=RUN/model
 
 import sys
 
-from timellama_dist.launch.serve import app, main
+from timellama_dist.serve.app import app, main
 
 __all__ = ["app"]
 

@@ -7,7 +7,7 @@ ray job submit --working-dir . -- python ray_jobs/train.py --config ray_jobs/con
 
 import sys
 
-from timellama_dist.launch.train import main
+from timellama_dist.train.driver import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ ray job submit --working-dir . -- python ray_jobs/tune.py --run.dir /shared/sear
 import sys
 from pathlib import Path
 
-from timellama_dist.launch.search import main
+from timellama_dist.tune.search import main
 
 SMALL = Path(__file__).parent / "configs" / "searches" / "small.yaml"
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from timellama_dist.dlora import DLoraConfig
-    from timellama_dist.forecaster import TimeLlamaForecaster
-    from timellama_dist.modeling.timellama import TimeLlama
+    from timellama_dist.forecast.forecaster import TimeLlamaForecaster
+    from timellama_dist.model.timellama import TimeLlama
 
 __version__ = "0.1.0"
 __all__ = ["DLoraConfig", "TimeLlama", "TimeLlamaForecaster"]
@@ -20,8 +20,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "DLoraConfig": "timellama_dist.dlora",
-    "TimeLlama": "timellama_dist.modeling.timellama",
-    "TimeLlamaForecaster": "timellama_dist.forecaster",
+    "TimeLlama": "timellama_dist.model.timellama",
+    "TimeLlamaForecaster": "timellama_dist.forecast.forecaster",
 }
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shops import export_model, write_table
+
+from tests.support.shops import export_model, write_table
 
 # Two logical CPUs are what CI has; the tests must pass with no more.
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
@@ -46,7 +47,7 @@ def finished(
     tiny_llama: Path, waves_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A whole run of `ray_jobs/train.py`: its folder, which nobody writes to, and what it said."""
-    from test_train_job import EVERY_5_STEPS, arguments, run_job
+    from tests.support.runs import EVERY_5_STEPS, arguments, run_job
 
     run_dir = tmp_path_factory.mktemp("runs") / "finished"
     done = run_job(*arguments(tiny_llama, waves_csv, run_dir, **EVERY_5_STEPS))

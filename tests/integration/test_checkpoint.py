@@ -6,13 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from engine_ranks import CHANNELS, make_engine, make_model, micro_batches, run_ranks, write
 from safetensors.torch import load_file
-from test_engine_equals_plain_loop import largest_relative_difference, policy, run_config
 
+from tests.support.engine_ranks import (
+    CHANNELS,
+    LAST,
+    SAVED,
+    largest_relative_difference,
+    make_engine,
+    make_model,
+    micro_batches,
+    policy,
+    run_config,
+    run_ranks,
+    write,
+)
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.engine.checkpoint import (
+from timellama_dist.errors import CheckpointError
+from timellama_dist.train.checkpoint.state import (
     Progress,
     load_optimizer,
     load_weights,
@@ -21,11 +33,9 @@ from timellama_dist.engine.checkpoint import (
     trained_weights,
     write_checkpoint,
 )
-from timellama_dist.engine.loop import StepSums, learning_rate, train_step
-from timellama_dist.engine.setup import initialize_engine
-from timellama_dist.errors import CheckpointError
+from timellama_dist.train.worker.engine import initialize_engine
+from timellama_dist.train.worker.loop import StepSums, learning_rate, train_step
 
-SAVED, LAST = 4, 7
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 SAME = [(stage, stage) for stage in STAGES]
 """Saved at the first stage, gone on with at the second."""

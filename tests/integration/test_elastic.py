@@ -10,10 +10,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
-from test_train_job import arguments, history
 
-from timellama_dist.launch import trainer
-from timellama_dist.launch.train import read_arguments, train
+from tests.support.runs import arguments, history
+from timellama_dist.train import trainer
+from timellama_dist.train.driver import read_arguments, train
 
 STEPS = 400
 

@@ -3,48 +3,33 @@
 A falling loss would hide wrong weights; so would samples that all choose the same experts.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from engine_ranks import make_engine, make_model, micro_batches, run_ranks, write
 from safetensors.torch import load_file
 from torch import Tensor
 
-from timellama_dist.config.schema import (
-    BackboneSection,
-    DataSection,
-    DLoraSection,
-    ModelSection,
-    RunConfig,
-    TrainSection,
+from tests.support.engine_ranks import (
+    largest_relative_difference,
+    make_engine,
+    make_model,
+    micro_batches,
+    policy,
+    run_config,
+    run_ranks,
+    write,
 )
-from timellama_dist.engine.checkpoint import trained_weights
-from timellama_dist.engine.loop import StepSums, learning_rate, seed_dropout, train_step
+from timellama_dist.config.schema import (
+    RunConfig,
+)
+from timellama_dist.train.checkpoint.state import trained_weights
+from timellama_dist.train.worker.loop import StepSums, learning_rate, seed_dropout, train_step
 
 STEPS = 10
 STAGES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
-POLICIES = Path(__file__).parents[2] / "ds_configs"
-
-
-def run_config(backbone: Path, **dlora: Any) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=24, horizon=8),
-        backbone=BackboneSection(name=str(backbone), num_blocks=2, quantization="none"),
-        dlora=DLoraSection(num_experts=2, rank=2, top_n=5, balance_weight=0.05, **dlora),
-        model=ModelSection(dropout=0.1, alignment_heads=4),
-        train=TrainSection(batch_size=8, micro_batch_size=4, learning_rate=3e-3, clip_norm=0.5),
-    )
-
-
-def policy(name: str) -> dict[str, Any]:
-    if name == "zero0":
-        return {}
-    return json.loads((POLICIES / f"{name}.json").read_text())
 
 
 def dataset_of(step: int) -> int:
@@ -92,16 +77,6 @@ def train_rank(
         if rank == 0:
             write(folder, f"{name}.safetensors", weights)
         write(folder, f"{name}-chosen-{rank}.safetensors", {"counts": torch.stack(chosen)})
-
-
-def largest_relative_difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Of the parameters' norms. Single elements may differ by more: Adam divides a gradient that is
-    rounding noise by its own size."""
-    assert found.keys() == wanted.keys()
-    return max(
-        float((found[name] - wanted[name]).norm() / wanted[name].norm().clamp_min(1e-3))
-        for name in wanted
-    )
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shops import HORIZON, SERIES, export_model, long_enough
 
+from tests.support.shops import HORIZON, SERIES, export_model, long_enough
 from timellama_dist import TimeLlamaForecaster
-from timellama_dist.data.prepare import prepare
-from timellama_dist.launch.cluster import connected
-from timellama_dist.launch.forecast import main
+from timellama_dist.cluster import connected
+from timellama_dist.data.prepared.write import prepare
+from timellama_dist.forecast.job import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from timellama_dist import TimeLlamaForecaster
-from timellama_dist.launch.cluster import connected
-from timellama_dist.launch.evaluate import evaluate, read_arguments
-from timellama_dist.launch.train import main
+from timellama_dist.cluster import connected
+from timellama_dist.evaluation.job import evaluate, read_arguments
+from timellama_dist.train.driver import main
 
 GENERIC = Path(__file__).parents[2] / "ray_jobs" / "configs" / "generic.yaml"
 ROWS, HORIZON = 600, 12

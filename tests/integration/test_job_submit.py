@@ -1,13 +1,10 @@
 """`ray start --head` and `ray job submit`, for real, on loopback with a token of the test's own."""
 
-import contextlib
 import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,35 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
-from test_train_job import ROOT, arguments
 
-BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def stop(pid: int) -> None:
-    """End a process and all it started, by their ids: never a bare `ray stop`."""
-    parent = psutil.Process(pid)
-    family = [*parent.children(recursive=True), parent]
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=10)
-
+from tests.support.heads import BIN, free_ports, stop
+from tests.support.runs import ROOT, arguments
 
 # With nothing to spill to: the disk counts as full at a hundredth of it.
 SMALL_STORE = {"--object-store-memory": "80000000", "RAY_local_fs_capacity_threshold": "0.01"}

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_ranks import make_engine, micro_batches, run_ranks, write
 from safetensors.torch import load_file
 
+from tests.support.engine_ranks import make_engine, micro_batches, run_ranks, write
+from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
@@ -20,9 +21,8 @@ from timellama_dist.config.schema import (
     RunConfig,
     TrainSection,
 )
-from timellama_dist.engine.checkpoint import trained_weights
-from timellama_dist.engine.loop import StepSums, train_step
-from timellama_dist.modeling.backbone import frozen_bytes
+from timellama_dist.train.checkpoint.state import trained_weights
+from timellama_dist.train.worker.loop import StepSums, train_step
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_job import JOB, arguments, history, run_job
 
-from timellama_dist.engine.checkpoint_files import newest_valid, read_state, verify_checkpoint
+from tests.support.runs import JOB, arguments, history, run_job
 from timellama_dist.storage import open_place
+from timellama_dist.train.checkpoint.files import newest_valid, read_state, verify_checkpoint
 
 # Whole jobs, most of a minute each.
 pytestmark = pytest.mark.slow

@@ -12,21 +12,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from engine_ranks import make_engine, make_model, micro_batches, run_ranks, windows, write
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import load_file
-from test_engine_equals_plain_loop import largest_relative_difference, policy, run_config
 from torch import Tensor
 
+from tests.support.engine_ranks import (
+    largest_relative_difference,
+    make_engine,
+    make_model,
+    micro_batches,
+    policy,
+    run_config,
+    run_ranks,
+    windows,
+    write,
+)
 from timellama_dist.config.schema import DataSection, ModelSection, RunConfig
-from timellama_dist.data.prepare import write_prepared
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.series import Series, Table
-from timellama_dist.engine.baselines import fill_missing
-from timellama_dist.engine.checkpoint import trained_weights
-from timellama_dist.engine.evaluate import evaluate
-from timellama_dist.engine.linear import WindowSums, fit_each
-from timellama_dist.engine.loop import StepSums, learning_rate, seed_dropout, train_step
+from timellama_dist.data.prepared.write import write_prepared
+from timellama_dist.data.tables.series import Series, Table
+from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.evaluation.windows import evaluate
+from timellama_dist.model.linear_fit import WindowSums, fill_missing, fit_each
+from timellama_dist.train.checkpoint.state import trained_weights
+from timellama_dist.train.worker.loop import StepSums, learning_rate, seed_dropout, train_step
 
 Batch = dict[str, np.ndarray]
 
@@ -191,7 +199,7 @@ def cluster() -> Iterator[None]:
 def test_baselines_see_filled_pasts_and_are_scored_on_observed_targets(
     table: np.ndarray, tmp_path: Path
 ) -> None:
-    from timellama_dist.launch.baselines import fit_shortcut, score_baselines
+    from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
     section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
     data = prepared(table, tmp_path / "data")
@@ -210,7 +218,7 @@ def test_baselines_see_filled_pasts_and_are_scored_on_observed_targets(
 def test_each_channels_map_is_fitted_to_clipped_windows_of_its_own(
     table: np.ndarray, tmp_path: Path
 ) -> None:
-    from timellama_dist.launch.baselines import fit_shortcut, score_baselines
+    from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
     section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
     model = ModelSection(clip=1.0, shortcut="frozen", shortcut_per_channel=True)
@@ -239,7 +247,7 @@ def test_parts_without_any_value_are_refused_before_a_worker_starts(
     table: np.ndarray, tmp_path: Path
 ) -> None:
     from timellama_dist.errors import DataError
-    from timellama_dist.launch.baselines import fit_shortcut, score_baselines
+    from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
     table = table.copy()
     table[ROWS - TEST :] = np.nan

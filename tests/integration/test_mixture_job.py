@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_train_job import JOB, arguments, history, run_job
 
+from tests.support.runs import JOB, arguments, history, run_job
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.cluster import connected
 from timellama_dist.errors import ConfigError
-from timellama_dist.launch.cluster import connected
-from timellama_dist.launch.evaluate import evaluate, read_arguments
-from timellama_dist.launch.train import main
+from timellama_dist.evaluation.job import evaluate, read_arguments
+from timellama_dist.train.driver import main
 
 CONTEXT, HORIZON = 48, 12
 # Of the second set, whose windows are shorter than the run's.

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_job_submit import BIN, free_ports, stop
-from test_train_job import JOB, arguments, history
+
+from tests.support.heads import BIN, free_ports, stop
+from tests.support.runs import JOB, arguments, history
 
 # Whole jobs, most of a minute each.
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import ray
 
-from timellama_dist.data.manifest import Manifest
-from timellama_dist.data.options import TableOptions
-from timellama_dist.data.prepare import PrepareOptions, prepare
+from timellama_dist.cli.prepare import main
+from timellama_dist.data.prepared.manifest import Manifest
+from timellama_dist.data.prepared.write import PrepareOptions, prepare
+from timellama_dist.data.tables.options import TableOptions
 from timellama_dist.errors import ConfigError, DataError
-from timellama_dist.launch.prepare import main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,8 +27,8 @@ def cluster() -> Iterator[None]:
 
 def run(source: Path | list[Path], output: Path | None, **options):
     # Imports Ray.
-    from timellama_dist.launch.prepare_job import run_job
-    from timellama_dist.launch.prepare_plan import plan_job
+    from timellama_dist.data.prepared.job import run_job
+    from timellama_dist.data.prepared.plan import plan_job
 
     table = {key: options.pop(key) for key in list(options) if hasattr(TableOptions, key)}
     plan = plan_job(source, output, table=TableOptions(**table), prepare=PrepareOptions(**options))
@@ -232,8 +232,8 @@ def test_series_without_a_training_row_are_dropped_and_counted(tmp_path: Path) -
 
 
 def test_all_is_read_at_the_end(tmp_path: Path, source: Path) -> None:
-    from timellama_dist.launch.prepare_job import Counts, run_job
-    from timellama_dist.launch.prepare_plan import plan_job
+    from timellama_dist.data.prepared.job import Counts, run_job
+    from timellama_dist.data.prepared.plan import plan_job
 
     told: list[Counts] = []
     plan = plan_job(source, tmp_path / "out", table=TableOptions(), prepare=PrepareOptions())
@@ -250,7 +250,7 @@ def test_splitting_by_series_scales_by_the_training_series_together(tmp_path: Pa
 
     manifest = run(path, tmp_path / "out", split_by="series").manifest
 
-    from timellama_dist.data.windows import series_in_split
+    from timellama_dist.data.windows.index import series_in_split
 
     training = series_in_split(20, manifest.split, "train")
     rows = np.concatenate(
@@ -266,7 +266,7 @@ def test_splitting_by_series_scales_by_the_training_series_together(tmp_path: Pa
 def test_what_a_task_enters_late_is_not_missed(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from timellama_dist.launch import prepare_job
+    from timellama_dist.data.prepared import job as prepare_job
 
     ledger = prepare_job._Ledger.__ray_metadata__.modified_class
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from machines import INTERFACE, Machine, two_machines, wait_until
-from test_job_submit import BIN
-from test_train_job import ROOT, arguments
+
+from tests.support.heads import BIN
+from tests.support.machines import INTERFACE, Machine, two_machines, wait_until
+from tests.support.runs import ROOT, arguments
 
 # Most of a minute.
 pytestmark = pytest.mark.slow

@@ -14,23 +14,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from pyarrow.fs import S3FileSystem
-from test_train_job import JOB, arguments, history
 
+from tests.support.runs import JOB, arguments, history
 from timellama_dist import TimeLlamaForecaster
-from timellama_dist.data.manifest import Manifest
-from timellama_dist.data.prepare import prepare
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.engine.checkpoint_files import (
+from timellama_dist.cli.prepare import main as prepare_main
+from timellama_dist.data.prepared.manifest import Manifest
+from timellama_dist.data.prepared.write import prepare
+from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.errors import CheckpointError, DataError
+from timellama_dist.storage import copy_tree, open_place
+from timellama_dist.train.checkpoint.files import (
     newest_valid,
     publish,
     remove_old,
     seal,
     set_aside,
 )
-from timellama_dist.errors import CheckpointError, DataError
-from timellama_dist.launch.prepare import main as prepare_main
-from timellama_dist.launch.train import main
-from timellama_dist.storage import copy_tree, open_place
+from timellama_dist.train.driver import main
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
 

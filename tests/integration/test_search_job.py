@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from test_train_job import ROOT, arguments
 
+from tests.support.runs import ROOT, arguments
 from timellama_dist.config.load import load_config
 
 JOB = [sys.executable, str(ROOT / "ray_jobs" / "tune.py")]

@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from engine_ranks import run_ranks
-
-from timellama_dist.engine.checkpoint_files import seal
-from timellama_dist.engine.restoring import find_checkpoint, local_checkpoint
+from tests.support.engine_ranks import run_ranks
 from timellama_dist.storage import open_place
+from timellama_dist.train.checkpoint.files import seal
+from timellama_dist.train.checkpoint.restoring import find_checkpoint, local_checkpoint
 
 
 def restore_rank(rank: int, world_size: int, folder: Path, checkpoints: Path) -> None:

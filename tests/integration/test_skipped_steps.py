@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_ranks import CHANNELS, make_engine, make_model, micro_batches, run_ranks
 from safetensors.torch import load_file
-from test_engine_equals_plain_loop import policy, run_config
 
+from tests.support.engine_ranks import (
+    CHANNELS,
+    make_engine,
+    make_model,
+    micro_batches,
+    policy,
+    run_config,
+    run_ranks,
+)
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.engine.checkpoint import (
+from timellama_dist.train.checkpoint.state import (
     Progress,
     load_optimizer,
     load_weights,
@@ -22,10 +29,10 @@ from timellama_dist.engine.checkpoint import (
     trained_state,
     write_checkpoint,
 )
-from timellama_dist.engine.faults import count_step
-from timellama_dist.engine.loop import StepSums, train_step
-from timellama_dist.engine.rollback import set_trained_state
-from timellama_dist.engine.setup import initialize_engine
+from timellama_dist.train.worker.engine import initialize_engine
+from timellama_dist.train.worker.faults import count_step
+from timellama_dist.train.worker.loop import StepSums, train_step
+from timellama_dist.train.worker.rollback import set_trained_state
 
 OTHER_STAGES = ("zero0", "zero1", "zero2", "zero3_offload")
 STAGES = ("zero3", *(pytest.param(stage, marks=pytest.mark.slow) for stage in OTHER_STAGES))

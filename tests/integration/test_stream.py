@@ -12,13 +12,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
 from timellama_dist.config.schema import DataSection, RunConfig, TrainSection
-from timellama_dist.data.mixture import PreparedSet
-from timellama_dist.data.orders import EvaluationOrder, TrainOrder
-from timellama_dist.data.prepare import write_prepared
-from timellama_dist.data.reader import WindowReader
-from timellama_dist.data.series import Series, Table
-from timellama_dist.data.stream import _segments, stream_batches, window_dataset
-from timellama_dist.engine.datasets import RunData
+from timellama_dist.data.prepared.write import write_prepared
+from timellama_dist.data.tables.series import Series, Table
+from timellama_dist.data.windows.mixture import PreparedSet
+from timellama_dist.data.windows.orders import EvaluationOrder, TrainOrder
+from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.stream import _segments, stream_batches, window_dataset
+from timellama_dist.train.worker.data import RunData
 
 LENGTHS = {"context_len": 16, "horizon": 8}
 ROWS, TRAIN = 900, 630
@@ -59,8 +59,8 @@ def windows(values) -> dict[str, np.ndarray]:
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Many tasks of few rows each, and a short first segment."""
-    monkeypatch.setattr("timellama_dist.data.stream._FIRST_WINDOWS", 40)
-    monkeypatch.setattr("timellama_dist.data.stream._TASK_BYTES", 1_000)
+    monkeypatch.setattr("timellama_dist.data.windows.stream._FIRST_WINDOWS", 40)
+    monkeypatch.setattr("timellama_dist.data.windows.stream._TASK_BYTES", 1_000)
 
 
 def train_order(reader, rank, world_size, first_step=0, last_step=26):
@@ -96,7 +96,7 @@ def test_a_window_dataset_keeps_the_order_asked_for(path, windows):
 def test_a_window_dataset_holds_all_windows_by_default_even_several_chunks_to_a_block(
     path, windows, monkeypatch
 ):
-    monkeypatch.setattr("timellama_dist.data.stream._MOST_BLOCKS", 3)
+    monkeypatch.setattr("timellama_dist.data.windows.stream._MOST_BLOCKS", 3)
     dataset = window_dataset(path, split="validation", batch_size=7, **LENGTHS)
 
     rows = dataset.take_all()
@@ -282,7 +282,7 @@ def test_a_validation_takes_so_many_windows_and_says_how_far_it_is(path, windows
     keys = {"context_len": 16, "horizon": 8, "path": str(path)}
     train = {"validate_windows": 5, "micro_batch_size": 1}
     config = RunConfig(data=DataSection(**keys), train=TrainSection(**train))
-    monkeypatch.setattr("timellama_dist.engine.datasets._QUIET_S", 0.0)
+    monkeypatch.setattr("timellama_dist.train.worker.data._QUIET_S", 0.0)
     told = []
     prepared = PreparedSet(name="walk", path=str(path), prompt="")
     data = RunData([prepared], config, rank=0, world_size=1, tell=told.append)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,52 +16,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from tests.support.runs import EVERY_5_STEPS, JOB, ROOT, arguments, history, run_job
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.backbone.fingerprint import backbone_fingerprint
+from timellama_dist.cluster import connected
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.engine.checkpoint import read_progress
-from timellama_dist.launch.cluster import connected
-from timellama_dist.launch.evaluate import evaluate, read_arguments
-from timellama_dist.launch.plan import plan_sets
-from timellama_dist.launch.train import main
-from timellama_dist.modeling.card import read_card
-from timellama_dist.modeling.fingerprint import backbone_fingerprint
-
-ROOT = Path(__file__).parents[2]
-JOB = [sys.executable, str(ROOT / "ray_jobs" / "train.py")]
-EVERY_5_STEPS = {"train.save_every": 5, "run.keep_checkpoints": 9}
-"""How often the run of the fixture `finished` saves."""
-
-
-def arguments(llama: Path, table: Path, run_dir: Path, **changes: Any) -> list[str]:
-    """A short run: 2 workers, ZeRO-3, the last step in a few seconds."""
-    values = {
-        "data.path": table,
-        "data.context_len": 48,
-        "data.horizon": 12,
-        "backbone.name": llama,
-        "backbone.num_blocks": 2,
-        "dlora.num_experts": 2,
-        "dlora.rank": 2,
-        "dlora.top_n": 4,
-        "model.alignment_heads": 4,
-        "train.batch_size": 8,
-        "train.micro_batch_size": 4,
-        "train.max_steps": 30,
-        "train.validate_every": 10,
-        "train.log_every": 5,
-        "train.learning_rate": 3e-3,
-        "run.dir": run_dir,
-    } | changes
-    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
-
-
-def run_job(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*JOB, *words], capture_output=True, text=True, timeout=240, check=False)
-
-
-def history(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "history.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+from timellama_dist.evaluation.job import evaluate, read_arguments
+from timellama_dist.model.card import read_card
+from timellama_dist.train.checkpoint.state import read_progress
+from timellama_dist.train.driver import main
+from timellama_dist.train.plan import plan_sets
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_ranks import make_engine, make_model, micro_batches, run_ranks, windows
-from test_engine_equals_plain_loop import run_config
 
+from tests.support.engine_ranks import (
+    make_engine,
+    make_model,
+    micro_batches,
+    run_config,
+    run_ranks,
+    windows,
+)
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.data.orders import TrainOrder
-from timellama_dist.engine import loop as loop_module
-from timellama_dist.engine.checkpoint import Progress, trained_weights
-from timellama_dist.engine.loop import TrainLoop
+from timellama_dist.data.windows.orders import TrainOrder
+from timellama_dist.train.checkpoint.state import Progress, trained_weights
+from timellama_dist.train.worker import loop as loop_module
+from timellama_dist.train.worker.loop import TrainLoop
 
 
 @dataclass

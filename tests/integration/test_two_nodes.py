@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machines import INTERFACE, Machine, two_machines, wait_until
-from test_job_submit import BIN
-from test_train_job import JOB, ROOT, arguments, history
+
+from tests.support.heads import BIN
+from tests.support.machines import INTERFACE, Machine, two_machines, wait_until
+from tests.support.runs import JOB, ROOT, arguments, history
 
 pytestmark = pytest.mark.slow
 

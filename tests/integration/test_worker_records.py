@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import ray
 
-from timellama_dist.engine.rank import _mailbox
-from timellama_dist.launch.monitor import Monitor
+from timellama_dist.console.monitor import Monitor
+from timellama_dist.train.worker.rank import _mailbox
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from timellama_dist.errors import require, require_at_least
-from timellama_dist.pools import (
+from timellama_dist.dlora.settings import (
     LLAMA_LINEARS,
     Activation,
     Gate,
@@ -18,6 +17,7 @@ from timellama_dist.pools import (
     Scope,
     check_pools,
 )
+from timellama_dist.errors import require, require_at_least
 
 DEFAULT_DATA = "epf"
 # Windows x channels of `train.fit_channels`: 32 windows of 32 channels, and on a CPU a minute.
@@ -118,7 +118,7 @@ class DataSection(DataSet):
     context_len: int = 512
     """Steps of the past that a forecast sees (L)."""
     fit_context: bool = False
-    """Shorten context_len to what the length of the series suggests; see data/windows.py."""
+    """Shorten context_len to what the length of the series suggests; see data/windows/index.py."""
     horizon: int = 96
     """Steps to forecast (H)."""
     mixture: list[MixturePart] | None = None

@@ -1,33 +1,23 @@
 """D-LoRA as a PEFT tuner: pools of LoRA experts, chosen per sample and per block by a router.
 
-Importing this package makes `peft.get_peft_model(model, DLoraConfig())` and
+Taking `DLoraConfig` or `DLoraModel` from this package makes `peft.get_peft_model` and
 `peft.PeftModel.from_pretrained` know the method.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import peft.mapping
-
-from timellama_dist.dlora.config import PEFT_TYPE, DLoraConfig
-from timellama_dist.dlora.model import DLoraModel
-from timellama_dist.dlora.router import RouterStatistics
+if TYPE_CHECKING:
+    from timellama_dist.dlora.config import DLoraConfig
+    from timellama_dist.dlora.model import DLoraModel
+    from timellama_dist.dlora.peft_method import register_with_peft
+    from timellama_dist.dlora.router import RouterStatistics
 
 __all__ = ["DLoraConfig", "DLoraModel", "RouterStatistics", "register_with_peft"]
 
 
-def register_with_peft() -> None:
-    """Enter D-LoRA into PEFT's tables of methods; calling it again changes nothing.
-
-    `peft.utils.register_peft_method` only takes members of PEFT's own enum, so a tuner outside
-    PEFT's tree writes its plain string key into the same tables.
-    """
-    tables: list[tuple[dict[Any, Any], Any]] = [
-        (peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING, DLoraConfig),
-        (peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING, DLoraModel),
-        (peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING, DLoraModel.prefix),
-    ]
-    for table, entry in tables:
-        table[PEFT_TYPE] = entry
-
-
-register_with_peft()
+def __getattr__(name: str) -> Any:
+    # `settings` is read on the command line: who only checks a value must not wait for torch.
+    if name in __all__:
+        return getattr(import_module("timellama_dist.dlora.peft_method"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,15 @@ from typing import Any, get_args
 
 from peft import PeftConfig
 
+from timellama_dist.dlora.settings import (
+    LLAMA_LINEARS,
+    Activation,
+    Gate,
+    Pooling,
+    Scope,
+    check_pools,
+)
 from timellama_dist.errors import ConfigError
-from timellama_dist.pools import LLAMA_LINEARS, Activation, Gate, Pooling, Scope, check_pools
 
 PEFT_TYPE = "DLORA"
 

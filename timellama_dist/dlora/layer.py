@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from timellama_dist.dlora.block import BlockState, Routing, checkpoint_with_gates
 from timellama_dist.dlora.config import DLoraConfig
 from timellama_dist.dlora.router import attention_pool, choose_experts, gate_experts
-from timellama_dist.pools import Activation
+from timellama_dist.dlora.settings import Activation
 
 MERGE_REFUSAL = (
     "D-LoRA cannot be merged into the base weights: which experts act depends on each input. "

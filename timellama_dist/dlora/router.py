@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timellama_dist.pools import Gate
+from timellama_dist.dlora.settings import Gate
 
 
 def attention_pool(hidden_BTD: Tensor, scores_BT1: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import nn
 
 from timellama_dist.dlora.config import DLoraConfig
 from timellama_dist.dlora.layer import DLoraLayer
+from timellama_dist.dlora.settings import check_top_n
 from timellama_dist.errors import ConfigError
-from timellama_dist.pools import check_top_n
 
 
 class Slot(NamedTuple):

@@ -114,7 +114,7 @@ class ParameterSize:
     four_bit: bool = False
     count: int = 1
     unit: Literal["alignment", "mlp"] | None = None
-    """What ZeRO-3 gathers at once because it is used at once (`engine/setup.py`)."""
+    """What ZeRO-3 gathers at once because it is used at once (`train/worker/engine.py`)."""
 
     @property
     def held_elements(self) -> int:

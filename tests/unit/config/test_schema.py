@@ -18,8 +18,8 @@ from timellama_dist.config.schema import (
     ScalingSection,
     TrainSection,
 )
+from timellama_dist.dlora.settings import LLAMA_LINEARS
 from timellama_dist.errors import ConfigError
-from timellama_dist.pools import LLAMA_LINEARS
 
 A = MixturePart(path="a")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from timellama_dist.dlora import DLoraConfig
-from timellama_dist.pools import LLAMA_LINEARS
+from timellama_dist.dlora.settings import LLAMA_LINEARS
 
 EXACT = {"rtol": 1e-4, "atol": 1e-6}
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from timellama_dist.cli.report import main
 from timellama_dist.errors import DataError
-from timellama_dist.report.__main__ import main
 from timellama_dist.report.page import RunFiles, ShownSet, write_report
 
 MODULES = ["q_proj", "v_proj"]

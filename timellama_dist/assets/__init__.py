@@ -1,0 +1,1 @@
+"""Public data sets and backbones, by name and sha256."""

@@ -1,0 +1,1 @@
+"""The frozen LLM: found, read block by block, quantised, fingerprinted."""

@@ -1,0 +1,1 @@
+"""The command `timellama`: one module for each of its commands."""

@@ -1,0 +1,268 @@
+"""Does a run fit, and what will it cost? From formulas: no weights, no data, no Ray, no DeepSpeed.
+
+python -m timellama_dist.plan --config run.yaml --gpu a100-80g --num-gpus 8
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timellama_dist.config.deepspeed import load_policy
+from timellama_dist.config.load import load_config
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.exit_codes import run_command
+from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
+from timellama_dist.errors import ConfigError, require_at_least
+from timellama_dist.planning.estimate import PROMPT_TOKENS, Estimate, estimate
+from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
+from timellama_dist.planning.policy import POLICIES
+from timellama_dist.planning.shape import LlamaShape
+from timellama_dist.storage import open_place
+
+PROGRAM = "python -m timellama_dist.plan"
+# Of backbones that this project fetches by name, so that none is fetched for a plan.
+NAMED_SHAPES = {
+    "smollm2-135m": LlamaShape(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_blocks=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+    )
+}
+ASSUMED_CHANNELS = 6
+"""Of the default data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run under several policies on the same hardware."""
+
+    config: RunConfig
+    shape: LlamaShape
+    hardware: Hardware
+    world_size: int
+    num_channels: int
+    estimates: Mapping[str, Estimate]
+    """By policy; `chosen` is the run's own."""
+    chosen: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "gpu": self.hardware.name,
+            "num_gpus": self.world_size,
+            "num_channels": self.num_channels,
+            "prompt_tokens": PROMPT_TOKENS * len(self.config.data.parts),
+            "parameters": self.estimates[self.chosen].parameters,
+            "chosen": self.chosen,
+            "policies": {name: one.to_dict() for name, one in self.estimates.items()},
+        }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a plan; exit code 2 if the run's own policy doesn't fit."""
+    return run_command(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    arguments, rest = _parser().parse_known_args(argv)
+    config = load_config(rest, prog=PROGRAM, description="")
+    plan = make_plan(
+        config,
+        gpu=arguments.gpu,
+        num_gpus=arguments.num_gpus,
+        num_channels=arguments.channels,
+        backbone_config=arguments.backbone_config,
+    )
+    print(json.dumps(plan.to_dict(), indent=2) if arguments.json else describe(plan))
+    refuse_what_cannot_fit(plan)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Memory per GPU, communication and step time of a run, from formulas.",
+        epilog="All keys of a run are options too: --config FILE, --train.micro_batch_size 8, ... "
+        "(see python ray_jobs/train.py --help)",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpu", required=True, help=f"one of {', '.join([*GPUS, 'cpu'])}")
+    parser.add_argument("--num-gpus", type=int, help="workers; scaling.num_workers if not given")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        help=f"of the data; a prepared data set's own, else {ASSUMED_CHANNELS}, if not given",
+    )
+    parser.add_argument(
+        "--backbone-config",
+        metavar="FILE",
+        help="a LLaMA's config.json, for a backbone that isn't here",
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    return parser
+
+
+def make_plan(
+    config: RunConfig,
+    *,
+    gpu: str,
+    num_gpus: int | None = None,
+    num_channels: int | None = None,
+    backbone_config: str | None = None,
+) -> Plan:
+    """Estimate a run under its own policy and under each of the shipped ones.
+
+    Raises:
+        ConfigError: a value out of bounds, or values that don't fit each other.
+    """
+    require_at_least(1, {"--num-gpus": num_gpus, "--channels": num_channels})
+    if num_gpus is not None:
+        config = replace(config, scaling=replace(config.scaling, num_workers=num_gpus))
+    world_size = config.scaling.most_workers
+    hardware = find_hardware(gpu, world_size)
+    shape = find_shape(config, backbone_config)
+    num_channels = num_channels or _num_channels(config)
+    config = replace(config, train=config.train.fitted(num_channels))
+    own = load_policy(config.deepspeed)
+    policies = dict(POLICIES)
+    chosen = next((name for name, policy in policies.items() if policy == own), None)
+    if chosen is None:
+        chosen = Path(str(config.deepspeed)).name
+        policies[chosen] = own
+    estimates = {
+        name: estimate(
+            config,
+            shape,
+            policy=policy,
+            world_size=world_size,
+            hardware=hardware,
+            num_channels=num_channels,
+        )
+        for name, policy in policies.items()
+    }
+    return Plan(
+        config=config,
+        shape=shape,
+        hardware=hardware,
+        world_size=world_size,
+        num_channels=num_channels,
+        estimates=estimates,
+        chosen=chosen,
+    )
+
+
+def find_shape(config: RunConfig, backbone_config: str | None = None) -> LlamaShape:
+    """The backbone's dimensions: of the file given, by name, in a folder, or from the hub.
+
+    Raises:
+        ConfigError: there is none, or it is no LLaMA's.
+    """
+    name = config.backbone.name
+    if backbone_config is not None:
+        return LlamaShape.from_file(Path(backbone_config))
+    if name in NAMED_SHAPES:
+        return NAMED_SHAPES[name]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return LlamaShape.from_file(folder / "config.json")
+    return LlamaShape.from_file(_hub_config(name, config.backbone.revision))
+
+
+def _hub_config(name: str, revision: str | None) -> Path:
+    """config.json of a hub name, if it was fetched before: a plan fetches nothing."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        cached = None
+    if not isinstance(cached, str):
+        raise ConfigError(
+            f"backbone.name: the dimensions of {name!r} are not known here: it is no folder, and "
+            "the hub's cache has no config.json of it; give that by --backbone-config FILE"
+        )
+    return Path(cached)
+
+
+def _num_channels(config: RunConfig) -> int:
+    """Of prepared data sets; else a guess, which the plan shows."""
+    found = []
+    for part in config.data.parts:
+        place = open_place(part.path)
+        if (place / MANIFEST_NAME).is_file():
+            found.append(Manifest.load(place).num_channels)
+        elif part.columns is not None and part.series != "channels":
+            found.append(len(part.columns))
+    return max(found, default=ASSUMED_CHANNELS)
+
+
+def refuse_what_cannot_fit(plan: Plan) -> None:
+    """Say in one line that the run's own policy needs more than there is, and what would fit.
+
+    Raises:
+        ConfigError: it does.
+    """
+    own = plan.estimates[plan.chosen]
+    if own.fits:
+        return
+    fitting = [name for name, one in plan.estimates.items() if one.fits]
+    remedy = f"these fit: {', '.join(fitting)}" if fitting else "none of the policies fits"
+    part, size = max(own.to_dict()["parts_bytes"].items(), key=lambda item: item[1])
+    raise ConfigError(
+        f"deepspeed: {plan.chosen} needs {_gib(own.needed_bytes)} GiB on each "
+        f"{plan.hardware.name}, which has {_gib(own.available_bytes)} (most of it "
+        f"{part.replace('_', ' ')}, {_gib(size)}); {remedy}"
+    )
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a table."""
+    config, counts = plan.config, plan.estimates[plan.chosen].parameters
+    backbone = config.backbone
+    heading = (
+        f"{backbone.num_blocks} of {plan.shape.num_blocks} blocks of {backbone.name} "
+        f"({backbone.quantization}), {plan.world_size} x {plan.hardware.name}, micro-batch "
+        f"{config.train.micro_batch_size} of {config.train.batch_size} windows x "
+        f"{plan.num_channels} channels"
+    )
+    numbers = ", ".join(f"{counts[key]:,} {key}" for key in ("frozen", "trainable", "active"))
+    columns = {
+        f"{name}{'*' if name == plan.chosen else ''}": _column(one)
+        for name, one in plan.estimates.items()
+    }
+    width = max(map(len, columns)) + 2
+    rows = ["".join([f"{'GiB on each GPU':<24}", *(f"{name:>{width}}" for name in columns)])]
+    for row in next(iter(columns.values())):
+        cells = "".join(f"{column[row]:>{width}}" for column in columns.values())
+        rows.append(f"{row:<24}{cells}")
+    return "\n".join([heading, f"parameters: {numbers}", "", *rows, "", "* the run's own policy"])
+
+
+def _column(one: Estimate) -> dict[str, str]:
+    facts = one.to_dict()
+    parts = {name.replace("_", " "): _gib(size) for name, size in facts["parts_bytes"].items()}
+    return parts | {
+        "in all": _gib(one.needed_bytes),
+        "there is": _gib(one.available_bytes),
+        "fits": "yes" if one.fits else "NO",
+        "busiest moment": one.memory.busiest.split()[0],
+        "host, each worker": _gib(one.memory.host.total),
+        "a step: gathered": _gib(one.communication.gathered_bytes),
+        "a step: reduced": _gib(one.communication.reduced_bytes),
+        "estimate, s a step": f"{one.time.total_s:.3g}",
+    }
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""How a command talks to a person: progress, records of a run, exit codes."""

@@ -1,0 +1,164 @@
+"""What the driver sees of a run while it goes on, and how it asks the run to stop.
+
+Workers append records to a small actor; the driver drains it, writes `history.jsonl` and shows a
+progress line. So nothing has to be read from a worker's own output, which stays in Ray's logs.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ray
+from tqdm import tqdm
+
+from timellama_dist.cluster import on_this_node
+
+Record = dict[str, Any]
+
+
+class Monitor:
+    """The mailbox between workers and driver; an actor that lives and ends with the driver."""
+
+    @classmethod
+    def start(cls) -> tuple[str, Any]:
+        """Start the actor; its name, for `ray.get_actor` in a worker, and its handle."""
+        name = f"timellama-monitor-{uuid4().hex[:12]}"
+        return name, ray.remote(cls).options(name=name, num_cpus=0, **on_this_node()).remote()
+
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+        self._stop = asyncio.Event()
+
+    def append(self, record: Record) -> None:
+        """Take one record from a worker."""
+        self._records.append(record)
+
+    def drain(self) -> list[Record]:
+        """Hand over the records since the last call."""
+        records, self._records = self._records, []
+        return records
+
+    def request_stop(self) -> None:
+        """Ask the workers to save and end after their current steps."""
+        self._stop.set()
+
+    async def stop_requested(self) -> None:
+        """Return once the driver has asked the workers to end.
+
+        So that a worker asks once, and looks at each step without a message whether it is told.
+        """
+        await self._stop.wait()
+
+
+class ProgressLine:
+    """Shows records as one moving line on a terminal, or as a line now and then elsewhere.
+
+    Args:
+        history: `history.jsonl`, appended to.
+        quiet_s: seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, history: Path, *, quiet_s: float = 10.0) -> None:
+        self._history = history
+        self._bar: tqdm | None = None
+        self._quiet_s = quiet_s
+        self._last_line = 0.0
+        self._total = 0
+        self._validation = ""
+        self._unwritten: list[str] = []
+        self._refused = False
+        self.step = 0
+
+    def show(self, records: list[Record]) -> None:
+        """Write records down and show them."""
+        if not records:
+            return
+        kinds = ("train", "validation")
+        self._unwritten += [json.dumps(one) + "\n" for one in records if one["kind"] in kinds]
+        self._write_history()
+        for record in records:
+            getattr(self, f"_show_{record['kind']}")(record)
+
+    def _write_history(self) -> None:
+        """Write what is to be written; where the disk is full, it is kept for the next time."""
+        data = "".join(self._unwritten).encode()
+        try:
+            with self._history.open("ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(data) < len(data):
+                    # A full disk takes a part, and says so only at the next write.
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._refused:
+                self.say(f"{self._history} cannot be written: {error.strerror}; tried again later")
+            self._refused = True
+            return
+        self._unwritten, self._refused = [], False
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_phase(self, record: Record) -> None:
+        self.say(record["text"])
+
+    def _show_start(self, record: Record) -> None:
+        # Of workers that were started anew.
+        self.close()
+        self._total, self.step = record["total_steps"], record["step"]
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._total,
+                initial=self.step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
+            )
+
+    def _show_train(self, record: Record) -> None:
+        advanced, self.step = record["step"] - self.step, record["step"]
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        text = f"loss {loss}{self._validation}, {record['windows_per_s']:.0f} windows/s"
+        if record["skipped_steps"]:
+            text += f", {record['skipped_steps']} steps skipped"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(advanced)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self._quiet_s or self.step == self._total:
+            self._last_line = now
+            step_s = record["seconds"] / max(1, record["step"])
+            left = tqdm.format_interval((self._total - self.step) * step_s)
+            self.say(f"step {self.step}/{self._total}: {text}, {left} left")
+
+    def _show_evaluating(self, record: Record) -> None:
+        done, total = min(record["done"], record["total"]), record["total"]
+        text = f"{record['split']}: {done} of {total} windows"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        self.say(text)
+
+    def _show_saved(self, record: Record) -> None:
+        """What a search looks at; the validation before it was shown."""
+
+    def _show_validation(self, record: Record) -> None:
+        self._validation = f", validation {record['mse']:.4f}"
+        self.say(
+            f"step {record['step']}/{self._total}: "
+            f"validation mse {record['mse']:.4f}, mae {record['mae']:.4f}"
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line of its own above the moving one."""
+        tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Clean series become partitioned Parquet with a manifest and scalers."""

@@ -1,0 +1,1 @@
+"""A user's files become clean series: formats, columns, times, frequency, gaps, findings."""

@@ -1,0 +1,1 @@
+"""Prepared data become micro-batches of windows."""

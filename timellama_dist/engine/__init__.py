@@ -1,1 +1,0 @@
-"""What runs inside one worker: DeepSpeed engine, training loop, evaluation, checkpoints."""

@@ -1,0 +1,1 @@
+"""Errors, baselines and the evaluation job."""

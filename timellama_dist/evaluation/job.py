@@ -1,0 +1,254 @@
+"""Scores an exported model or a baseline: the driver of `ray_jobs/evaluate.py`."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timellama_dist.config.load import load_settings
+from timellama_dist.errors import ConfigError, UserError
+from timellama_dist.evaluation.settings import EvaluateConfig
+
+if TYPE_CHECKING:
+    from timellama_dist.cluster import Resources
+    from timellama_dist.console.progress import Progress
+    from timellama_dist.evaluation.exported_model import ExportedModel
+    from timellama_dist.evaluation.scores import Scores
+    from timellama_dist.evaluation.share import Subject
+    from timellama_dist.train.plan import PlannedSet
+
+DESCRIPTION = """Score an exported model, or a baseline, over every window of a data set.
+
+Windows have stride 1 and none is left out; z-scores are by the training part of the data that are
+scored, whatever data the model was trained on. MSE and MAE are of z-scores; sMAPE, MASE and OWA
+(against Naive2) of the data's own units.
+
+  evaluate.py --model RUN/model                               the data it was trained on
+  evaluate.py --model RUN/model --data.path other.csv         others, unseen (zero-shot)
+  evaluate.py --model ridge --data.path t.csv --data.context_len 336 --data.horizon 96
+
+Context, horizon and prompt are the exported model's, and so is how faults of a table are dealt
+with; of the data it was trained on, columns and split too. A key given here wins."""
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[EvaluateConfig, "ExportedModel | None"]:
+    """What to evaluate, and what an exported model says of itself.
+
+    Raises:
+        CheckpointError: no exported model is there.
+        ConfigError: see `load_settings`, `ExportedModel`.
+    """
+    words: dict[str, Any] = {"prog": "evaluate.py", "description": DESCRIPTION}
+    said = load_settings(EvaluateConfig, argv, **words)
+    if said.is_baseline:
+        return said, None
+    from timellama_dist.evaluation.exported_model import ExportedModel
+
+    known = ExportedModel.open(said.model)
+    defaults = known.data_defaults(said)
+    return load_settings(EvaluateConfig, argv, **words, defaults=defaults), known
+
+
+def evaluate(config: EvaluateConfig, known: "ExportedModel | None") -> dict[str, Any]:
+    """Score one model on one or several data sets.
+
+    Args:
+        config: what to evaluate.
+        known: the model's own words, if it is an exported one.
+
+    Returns:
+        What `--output` holds: by the name of the split its figures, by data set and over all of
+        them, with settings, seconds and versions.
+
+    Raises:
+        ConfigError: the configuration can't be evaluated.
+        DataError: the data can't be used.
+    """
+    from timellama_dist.cluster import connected, plan_resources
+    from timellama_dist.console.progress import Progress
+    from timellama_dist.data.windows.index import SPLIT_NAMES
+    from timellama_dist.evaluation.scores import overall
+    from timellama_dist.train.plan import plan_sets
+    from timellama_dist.versions import versions
+
+    started = time.monotonic()
+    # A ridge is fitted before it is scored.
+    sets = plan_sets(config.data, SPLIT_NAMES if config.model == "ridge" else (config.split,))
+    numbers = [_check_fit(config, known, one) for one in sets]
+    with tempfile.TemporaryDirectory(prefix="timellama-data-") as scratch, connected():
+        resources = plan_resources(config.scaling)
+        _check_reach(sets)
+        found: dict[str, Scores] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        for number, one in zip(numbers, sets, strict=True):
+            path = one.prepared(Path(scratch) / str(len(found))).uri
+            subject = _subject(config, known, one, number, path)
+            name = str(one.part.name)
+            windows = one.num_windows[config.split]
+            with closing(Progress(name, windows)) as progress:
+                found[name] = score_set(subject, resources, config.scaling.most_workers, progress)
+            facts[name] = subject.facts()
+    return {
+        "model": config.model,
+        config.split: overall(list(found.values())),
+        "by_dataset": {
+            name: {**facts[name], **figures(config.split, scores, facts[name]["channels"])}
+            for name, scores in found.items()
+        },
+        "seconds": time.monotonic() - started,
+        "versions": versions(),
+    }
+
+
+def _check_fit(config: EvaluateConfig, known: "ExportedModel | None", one: "PlannedSet") -> int:
+    """Number of the model's data set that a set is taken for."""
+    if known is None:
+        return 0
+    number = known.number_of(one.part, config.dataset)
+    _, horizon = config.data.lengths(one.part)
+    for key, value, most in (
+        ("data.context_len", one.context_len, known.data.context_len),
+        ("data.horizon", horizon, known.data.horizon),
+    ):
+        if value > most:
+            raise ConfigError(f"{key} must be at most {most}, the model's, got {value}")
+    trained = known.card.datasets[number].channels
+    if known.per_channel and one.num_channels != len(trained):
+        raise ConfigError(
+            f"the model has parameters per channel ({known.per_channel}) for {len(trained)} "
+            f"channels, {one.part.name} has {one.num_channels}"
+        )
+    return number
+
+
+def _check_reach(sets: Sequence["PlannedSet"]) -> None:
+    """A table prepared in this node's temporary folder can't be read from others."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    for one in sets:
+        if one.table is not None and nodes > 1:
+            raise ConfigError(
+                f"data.path: {one.part.path} is a table, and the cluster has {nodes} nodes: "
+                "prepare it where all of them can read it (ray_jobs/prepare.py), and give that "
+                "folder"
+            )
+
+
+def _subject(
+    config: EvaluateConfig, known: "ExportedModel | None", one: "PlannedSet", number: int, path: str
+) -> "Subject":
+    from timellama_dist.data.prepared.manifest import Manifest
+    from timellama_dist.evaluation.share import Subject
+
+    manifest = Manifest.load(path)
+    # The context may have been fitted to the data.
+    part = replace(one.part, context_len=one.context_len)
+    context_len, horizon = config.data.lengths(part)
+    in_full = manifest.split[0] == 0 and manifest.split_by == "time"
+    subject = Subject(
+        model=config.model,
+        dataset=number,
+        prompt=None if known is None else known.prompt_of(part, config.data, manifest.frequency),
+        path=path,
+        split=config.split,
+        context_len=context_len,
+        horizon=horizon,
+        short_series=part.short_series,
+        m4=config.protocol == "m4" or (config.protocol == "auto" and in_full),
+        batch_size=config.batch_size,
+        channels=manifest.channels,
+    )
+    if config.model != "ridge":
+        return subject
+    from timellama_dist.evaluation.baseline_job import fit_shortcut
+
+    return replace(subject, map_LH=fit_shortcut(path, config.data, part))
+
+
+def score_set(
+    subject: "Subject", resources: "Resources", num_workers: int, progress: "Progress"
+) -> "Scores":
+    """Score every window of a data set in Ray tasks, each its share.
+
+    Raises:
+        UserError: what a task refuses.
+    """
+    import ray
+
+    from timellama_dist.evaluation.share import score_share
+
+    share = ray.remote(score_share).options(
+        num_returns="streaming",
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=1 if resources.use_gpu else 0,
+        max_retries=0,
+    )
+    streams: list[Any] = [share.remote(subject, rank, num_workers) for rank in range(num_workers)]
+    found: list[Scores] = []
+    while streams:
+        ready: Any = ray.wait(streams)[0][0]
+        try:
+            windows, scores = ray.get(next(ready))
+        except StopIteration:
+            streams.remove(ready)
+            continue
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        progress.add(windows)
+        found += [] if scores is None else [scores]
+    return reduce(add, found)
+
+
+def figures(split: str, scores: "Scores", channels: Sequence[str]) -> dict[str, Any]:
+    """What the results say of one data set: its figures, also by step and by channel."""
+    by_channel = scores.by_channel()
+    return {
+        "windows": scores.errors.windows,
+        split: scores.summary(),
+        "naive2": scores.naive2_summary(),
+        "by_step": scores.by_step(),
+        "by_channel": {
+            channel: {key: values[number] for key, values in by_channel.items()}
+            for number, channel in enumerate(channels)
+        },
+    }
+
+
+def _check_output(config: EvaluateConfig) -> None:
+    """Make the folders of what will be written, before anything is computed."""
+    for key, path in (("output", config.output), ("plots", config.plots)):
+        if path is None:
+            continue
+        folder = Path(path) if key == "plots" else Path(path).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{key}: {folder} cannot be made: {error.strerror}") from error
+    if config.output is not None and Path(config.output).is_dir():
+        raise ConfigError(f"output must be a file, {config.output} is a folder")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command `ray_jobs/evaluate.py`; returns its exit code."""
+    from timellama_dist.console.exit_codes import run_command
+
+    return run_command(lambda: _command(argv))
+
+
+def _command(argv: Sequence[str]) -> None:
+    from timellama_dist.report.scores import scores_table, write_scores
+
+    config, known = read_arguments(argv)
+    _check_output(config)
+    results = evaluate(config, known)
+    print(scores_table(results, config.split))
+    for path in write_scores(results, config.split, output=config.output, plots=config.plots):
+        print(f"written: {path}")

@@ -1,0 +1,1 @@
+"""Forecasts from an exported model: the Python class and the batch job."""

@@ -1,1 +1,0 @@
-"""The model: plain PyTorch on transformers and PEFT; knows neither Ray nor DeepSpeed."""

@@ -1,0 +1,1 @@
+"""One run: plan, driver, run directory, resume, tracking."""

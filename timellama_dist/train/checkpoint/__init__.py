@@ -1,0 +1,1 @@
+"""Checkpoints, free of world size and ZeRO stage."""

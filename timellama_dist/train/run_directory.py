@@ -1,0 +1,115 @@
+"""Where a run keeps its checkpoints and a copy of what matters: `run.storage_path`."""
+
+from contextlib import suppress
+from uuid import uuid4
+
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.errors import ConfigError, DataError
+from timellama_dist.storage import Place, copy_tree, open_place
+from timellama_dist.train.checkpoint.files import newest_valid, refuse_damaged
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+# metrics.json comes last: where it is, the rest is.
+_RESULTS = ("model", "report.html", "forecasts.png", "metrics.json")
+
+
+def checkpoints_place(config: RunConfig) -> Place:
+    """The folder of the run's checkpoints."""
+    return run_place(config) / CHECKPOINTS
+
+
+def run_place(config: RunConfig) -> Place:
+    """The folder above the run's checkpoints: its own in the storage, or the run directory."""
+    run_dir = open_place(str(config.run.dir))
+    if config.run.storage_path is None:
+        return run_dir
+    return open_place(config.run.storage_path) / run_dir.name
+
+
+def check_storage(config: RunConfig) -> None:
+    """Write and remove a small file in the run's storage, if it has one, and see what lies there.
+
+    Raises:
+        CheckpointError: to be resumed, and there are checkpoints, but none is valid.
+        ConfigError: another run of this name has its checkpoints there.
+        DataError: it can't be written to.
+    """
+    if config.run.storage_path is not None:
+        _probe(open_place(config.run.storage_path))
+    checkpoints = checkpoints_place(config)
+    if config.run.resume:
+        refuse_damaged(checkpoints)
+    elif config.run.storage_path is not None and checkpoints.exists():
+        # The workers would go on from them unasked.
+        raise ConfigError(
+            f"run.storage_path: {run_place(config)} holds the checkpoints of another run; choose "
+            "another name of run.dir, or go on with it: --run.resume"
+        )
+
+
+def _probe(storage: Place) -> None:
+    probe = storage / f".timellama-{uuid4().hex}"
+    try:
+        probe.write_text("can this be written?")
+        probe.delete()
+    except DataError as error:
+        cause = str(error).replace(str(probe), str(storage))
+        raise DataError(f"run.storage_path: {cause}") from error
+
+
+def begun_config(config: RunConfig) -> Place:
+    """The configuration a run was begun with: its storage's, where the run directory is lost.
+
+    Raises:
+        ConfigError: neither has one.
+        DataError: the storage refuses.
+    """
+    places = (open_place(str(config.run.dir)), run_place(config))
+    for place in places:
+        if (place / CONFIG).is_file():
+            return place / CONFIG
+    looked = " nor ".join(dict.fromkeys(str(place / CONFIG) for place in places))
+    raise ConfigError(f"run.resume: {looked} does not exist, so there is no run to resume")
+
+
+def copy_config(config: RunConfig) -> None:
+    """Put the run directory's configuration beside the checkpoints.
+
+    Raises:
+        DataError: the storage refuses.
+    """
+    run_dir, place = open_place(str(config.run.dir)), run_place(config)
+    if place != run_dir:
+        copy_tree(run_dir / CONFIG, place / CONFIG)
+
+
+def holds_checkpoint(config: RunConfig) -> bool:
+    """Is there a valid one to go on from? False also where the storage doesn't answer."""
+    with suppress(DataError):
+        return newest_valid(checkpoints_place(config))[0] is not None
+    return False
+
+
+def how_on(config: RunConfig) -> str:
+    """What the user does to go on with a run that ended early."""
+    return f"go on with: python ray_jobs/train.py --run.dir {config.run.dir} --run.resume"
+
+
+def copy_results(config: RunConfig) -> Place | None:
+    """Copy what a finished run left in its directory; the copy's place, None if there is none.
+
+    Raises:
+        RuntimeError: the storage refuses; nothing of the run is lost.
+    """
+    run_dir, place = open_place(str(config.run.dir)), run_place(config)
+    if place == run_dir:
+        return None
+    try:
+        for name in _RESULTS:
+            copy_tree(run_dir / name, place / name)
+    except DataError as error:
+        raise RuntimeError(
+            f"the run has ended and lies in {run_dir}, but could not be copied: {error}"
+        ) from error
+    return place

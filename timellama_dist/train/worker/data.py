@@ -1,0 +1,277 @@
+"""The data sets of a run as one rank sees them: their batches in training, their errors."""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from timellama_dist.config.schema import RunConfig
+from timellama_dist.data.windows.index import SPLIT_NAMES, SplitName
+from timellama_dist.data.windows.mixture import MixtureSchedule, PreparedSet, interleaved
+from timellama_dist.data.windows.orders import EvaluationOrder, TrainOrder, spread_ids
+from timellama_dist.data.windows.reader import CACHE_BYTES, WindowReader
+from timellama_dist.data.windows.spans import Batch
+from timellama_dist.data.windows.stream import SEGMENT_BYTES, Order, stream_batches
+from timellama_dist.evaluation.metrics import ErrorSums, mean_errors
+from timellama_dist.evaluation.windows import absolute_errors, evaluate, forecast_windows
+from timellama_dist.model.card import DatasetCard
+from timellama_dist.model.intervals import error_quantiles
+from timellama_dist.storage import Place, open_place
+
+_NUM_EXAMPLES = 3
+_NUM_CALIBRATION = 1024
+_ERROR_BYTES = 128 << 20
+_QUIET_S = 10.0
+
+
+class RunData:
+    """The data sets of a run, as one rank reads them.
+
+    A step draws from one data set, the same on every rank; each set has an order of its own, of
+    which its k-th step is batch k. So where a run stands in every set follows from its step.
+
+    Args:
+        sets: the prepared data of each part of `config.data`.
+        config: the run.
+        rank: this worker's number.
+        world_size: how many workers there are.
+        tell: takes a record (a plain dict) of how far a long evaluation is.
+
+    Raises:
+        ConfigError: see `WindowReader`.
+        DataError: see `WindowReader`.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[PreparedSet],
+        config: RunConfig,
+        *,
+        rank: int,
+        world_size: int,
+        tell: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        self.sets = sets
+        self.tell = tell
+        self.config = config
+        self.rank, self.world_size = rank, world_size
+        self.readers = {split: self._open(split) for split in SPLIT_NAMES}
+        self.manifests = [reader.manifest for reader in self.readers["train"]]
+        sizes = self._sizes("train")
+        self.num_windows = sum(sizes)
+        parts = config.data.parts
+        self.schedule = MixtureSchedule(
+            tuple(part.weight or size for part, size in zip(parts, sizes, strict=True)),
+            config.train.seed,
+        )
+
+    @property
+    def cards(self) -> list[DatasetCard]:
+        """What an exported model says of the data sets."""
+        return [
+            DatasetCard(
+                context_len=reader.spec.context_len,
+                horizon=reader.spec.horizon,
+                name=one.name,
+                channels=list(manifest.channels),
+                frequency=manifest.frequency,
+                prompt=one.prompt,
+                season_len=manifest.season_len,
+                options=manifest.options,
+            )
+            for one, manifest, reader in zip(
+                self.sets, self.manifests, self.readers["train"], strict=True
+            )
+        ]
+
+    @property
+    def scaler_files(self) -> list[Place]:
+        """Where each set's scalers are."""
+        return [
+            open_place(one.path) / manifest.series_file.path
+            for one, manifest in zip(self.sets, self.manifests, strict=True)
+        ]
+
+    def dataset_of(self, step: int) -> int:
+        """Number of the set that a step draws from."""
+        return int(self.schedule.datasets(step, step + 1)[0])
+
+    def windows_before(self, step: int) -> dict[str, int]:
+        """Windows of each set, by name, that the steps [0, step) train on."""
+        steps = self.schedule.steps_before(step)
+        size = self.config.train.batch_size
+        return {one.name: count * size for one, count in zip(self.sets, steps, strict=True)}
+
+    def train_batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches of the steps [first_step, last_step)."""
+        train = self.config.train
+        positions = zip(
+            self.readers["train"],
+            self.schedule.steps_before(first_step),
+            self.schedule.steps_before(last_step),
+            strict=True,
+        )
+        streams = [self._stream(reader, first, last) for reader, first, last in positions]
+        turns = -(-train.batch_size // (train.micro_batch_size * self.world_size))
+        return interleaved(streams, self.schedule.datasets(first_step, last_step), turns)
+
+    def evaluate(
+        self, engine: Any, split: SplitName, shares: Sequence[float] = (1.0,)
+    ) -> dict[float, dict[str, Any]]:
+        """Errors over every window of a split, or `train.validate_windows`; every rank must call.
+
+        Args:
+            engine: the DeepSpeed engine.
+            split: the part.
+            shares: as `evaluate` takes them.
+
+        Returns:
+            By share: "mse" and "mae", the unweighted means over data sets; "by_dataset", the same
+            of each by name; "detail", of each its errors "by_step" and "by_channel", and what its
+            windows' "routers" chose.
+        """
+        found = [
+            self._evaluate(engine, split, number, shares) for number, _ in enumerate(self.sets)
+        ]
+        names = [one.name for one in self.sets]
+        metrics = {}
+        for share in shares:
+            errors = [sums[share].summary() for sums, _ in found]
+            details = [{**sums[share].detail(), "routers": routers} for sums, routers in found]
+            metrics[share] = {
+                **mean_errors(errors),
+                "by_dataset": dict(zip(names, errors, strict=True)),
+                "detail": dict(zip(names, details, strict=True)),
+            }
+        return metrics
+
+    def examples(self, engine: Any) -> list[dict[str, np.ndarray]]:
+        """A few test windows of each set with their forecasts; every rank must call."""
+        batches = [
+            self._fitted(reader.read(spread_ids(len(reader), _NUM_EXAMPLES)))
+            for reader in self.readers["test"]
+        ]
+        return [
+            forecast_windows(engine, [batch], dataset=number)
+            for number, batch in enumerate(batches)
+        ]
+
+    def error_quantiles(self, engine: Any) -> list[np.ndarray]:
+        """Quantiles of each set's absolute errors on validation windows, for intervals.
+
+        Of windows spread evenly over the part: neighbours err alike. Every rank must call.
+        """
+        return [
+            error_quantiles(absolute_errors(engine, self._calibration(reader), dataset=number))
+            for number, reader in enumerate(self.readers["validation"])
+        ]
+
+    def _calibration(self, reader: WindowReader) -> Iterator[Batch]:
+        window_bytes = 4 * self.config.data.horizon * reader.manifest.num_channels
+        ids = spread_ids(len(reader), min(_NUM_CALIBRATION, max(32, _ERROR_BYTES // window_bytes)))
+        size = 4 * self.config.train.micro_batch_size
+        for first in range(0, len(ids), size):
+            yield self._fitted(reader.read(ids[first : first + size]))
+
+    def _open(self, split: SplitName) -> list[WindowReader]:
+        data = self.config.data
+        lengths = [data.lengths(part) for part in data.parts]
+        return [
+            WindowReader(
+                one.path,
+                context_len=context_len,
+                horizon=horizon,
+                split=split,
+                train_fraction=part.train_fraction,
+                short_series=part.short_series,
+                cache_bytes=CACHE_BYTES // len(self.sets),
+            )
+            for one, part, (context_len, horizon) in zip(
+                self.sets, data.parts, lengths, strict=True
+            )
+        ]
+
+    def _fitted(self, batch: Batch) -> Batch:
+        """Windows of a set of shorter ones at the run's lengths: what they lack is missing."""
+        data = self.config.data
+        before = data.context_len - batch["past"].shape[1]
+        after = data.horizon - batch["future"].shape[1]
+        if not before and not after:
+            return batch
+        return {
+            **batch,
+            "past": _with_missing(batch["past"], before, 0),
+            "future": _with_missing(batch["future"], 0, after),
+        }
+
+    def _sizes(self, split: SplitName) -> list[int]:
+        return [len(reader) for reader in self.readers[split]]
+
+    def _stream(
+        self, reader: WindowReader, first_step: int, last_step: int
+    ) -> Generator[Batch, None, None]:
+        train = self.config.train
+        order = TrainOrder(
+            num_windows=len(reader),
+            seed=train.seed,
+            batch_size=train.batch_size,
+            micro_batch_size=train.micro_batch_size,
+            world_rank=self.rank,
+            world_size=self.world_size,
+            first_step=first_step,
+            last_step=last_step,
+            open_chunks=reader.open_chunks,
+        )
+        return self._batches(
+            reader,
+            order,
+            batch_size=train.micro_batch_size,
+            segment_bytes=SEGMENT_BYTES // len(self.sets),
+        )
+
+    def _batches(
+        self, reader: WindowReader, order: Order, **options: int
+    ) -> Generator[Batch, None, None]:
+        with closing(stream_batches(reader, order, **options)) as batches:
+            for batch in batches:
+                yield self._fitted(batch)
+
+    def _told(self, batches: Iterable[Batch], split: SplitName, total: int) -> Iterator[Batch]:
+        """The batches; says now and then how far a long evaluation is."""
+        done, told = 0, time.monotonic()
+        for batch in batches:
+            yield batch
+            done += int(np.count_nonzero(batch["weight"])) * self.world_size
+            if (now := time.monotonic()) - told >= _QUIET_S:
+                told = now
+                self.tell({"kind": "evaluating", "split": split, "done": done, "total": total})
+
+    def _evaluate(
+        self, engine: Any, split: SplitName, number: int, shares: Sequence[float]
+    ) -> tuple[dict[float, ErrorSums], dict[str, Any] | None]:
+        reader = self.readers[split][number]
+        # No gradients are kept, so more windows fit.
+        batch_size = 4 * self.config.train.micro_batch_size
+        order = EvaluationOrder(
+            num_windows=len(reader),
+            batch_size=batch_size,
+            world_rank=self.rank,
+            world_size=self.world_size,
+            most=self.config.train.validate_windows if split == "validation" else None,
+        )
+        batches = self._batches(reader, order, batch_size=batch_size)
+        return evaluate(
+            engine,
+            self._told(batches, split, order.num_taken),
+            horizon=self.config.data.horizon,
+            num_channels=reader.manifest.num_channels,
+            dataset=number,
+            shares=shares,
+        )
+
+
+def _with_missing(values: np.ndarray, before: int, after: int) -> np.ndarray:
+    widths = [(0, 0), (before, after), (0, 0)]
+    return np.pad(values, widths, constant_values=np.nan)
