@@ -70,8 +70,8 @@ def forecast(config: ForecastConfig) -> Summary:
     from timellama_dist.cluster import connected, plan_resources
     from timellama_dist.evaluation.exported_model import ExportedModel
 
-    known = ExportedModel.open(config.model)
-    card = known.card.named(config.dataset)
+    model = ExportedModel.open(config.model)
+    card = model.card.named(config.dataset)
     steps = card.horizon if config.horizon is None else config.horizon
     if not 1 <= steps <= card.horizon:
         raise ConfigError(f"horizon must be between 1 and {card.horizon}, got {steps}")
@@ -79,7 +79,7 @@ def forecast(config: ForecastConfig) -> Summary:
     plan, content = _open_input(source, output, card)
     job = {
         "schema_version": _SCHEMA_VERSION,
-        "model": known.fingerprint,
+        "model": model.fingerprint,
         "dataset": card.name,
         "input": str(source),
         "content": content,
@@ -93,7 +93,7 @@ def forecast(config: ForecastConfig) -> Summary:
         with connected():
             resources = plan_resources(config.scaling)
             data = source if plan is None else _prepare(plan)
-            index = _index(data, card, known, job)
+            index = _index(data, card, model, job)
             wide = _is_wide(data, plan)
             return _run(config, job, data, wide, card, index, resources, output)
     except KeyboardInterrupt:
@@ -120,7 +120,7 @@ def _open_input(source: Place, output: Place, card: "DatasetCard") -> tuple["Job
         # Nothing is held back: every row may be seen.
         prepare=PrepareOptions(split=(1.0, 0.0, 0.0)),
     )
-    inputs = json.dumps([asdict(one) for one in plan.draft.inputs])
+    inputs = json.dumps([asdict(file) for file in plan.draft.inputs])
     return plan, hashlib.sha256(inputs.encode()).hexdigest()
 
 
@@ -160,7 +160,7 @@ def _prepare(plan: "JobPlan") -> Place:
 
 
 def _index(
-    data: Place, card: "DatasetCard", known: "ExportedModel", job: dict[str, Any]
+    data: Place, card: "DatasetCard", model: "ExportedModel", job: dict[str, Any]
 ) -> "CutoffIndex":
     """All forecasts that the data have rows for.
 
@@ -173,7 +173,7 @@ def _index(
 
     reader = SeriesReader(data)
     check_table(card, reader.manifest.channels, reader.manifest.frequency, job["input"])
-    part = known.data.parts[[one.name for one in known.card.datasets].index(card.name)]
+    part = model.data.parts[[dataset.name for dataset in model.card.datasets].index(card.name)]
     least = 1 if part.short_series == "pad" else card.context_len
     index = CutoffIndex.build(
         reader.num_rows,
@@ -222,8 +222,8 @@ def _run(
 
     size, total = config.part_windows, len(index)
     num_parts = -(-total // size)
-    there = {child.name for child in output.children()}
-    pending = [part for part in range(num_parts) if part_file(part) not in there]
+    written = {child.name for child in output.children()}
+    pending = [part for part in range(num_parts) if part_file(part) not in written]
     left = sum(min(size, total - part * size) for part in pending)
     if len(pending) < num_parts:
         print(f"{num_parts - len(pending)} of {num_parts} parts are there already", flush=True)
@@ -243,8 +243,8 @@ def _run(
     )
     started = time.monotonic()
     with closing(Progress("forecast", total, unit="forecast", done=total - left)) as progress:
-        for made in forecast_parts(task, pending, resources, config.scaling.most_workers):
-            progress.add(made)
+        for count in forecast_parts(task, pending, resources, config.scaling.most_workers):
+            progress.add(count)
     (output / _PREPARED).delete()
     return Summary(
         forecasts=total,

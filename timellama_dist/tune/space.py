@@ -55,7 +55,7 @@ class Space:
         shape = LlamaShape.from_file(
             resolve_backbone(config.backbone.name, config.backbone.revision) / "config.json"
         )
-        found = estimate(
+        needs = estimate(
             config,
             shape,
             policy=load_policy(config.deepspeed),
@@ -63,11 +63,11 @@ class Space:
             hardware=self.hardware,
             num_channels=self.num_channels,
         )
-        if found.fits:
+        if needs.fits:
             return None
         return (
-            f"needs {found.needed_bytes / 2**30:.2f} GiB for each worker, there are "
-            f"{found.available_bytes / 2**30:.2f}"
+            f"needs {needs.needed_bytes / 2**30:.2f} GiB for each worker, there are "
+            f"{needs.available_bytes / 2**30:.2f}"
         )
 
     def draw(self, rng: np.random.Generator) -> Keys:
@@ -80,26 +80,30 @@ class Space:
         """Ray Tune's distribution of each key."""
         from ray import tune
 
-        made: dict[str, Any] = {}
-        for key, one in self.search.distributions.items():
-            values = (list(one.values),) if one.kind == "choice" else one.values
-            made[key] = getattr(tune, one.kind)(*values)
-        return made
+        domains: dict[str, Any] = {}
+        for key, distribution in self.search.distributions.items():
+            values = (
+                (list(distribution.values),)
+                if distribution.kind == "choice"
+                else distribution.values
+            )
+            domains[key] = getattr(tune, distribution.kind)(*values)
+        return domains
 
     def grid(self) -> Iterator[Keys]:
         """Every combination of choices, the last key's changing first."""
-        chosen = self.search.distributions
-        for values in itertools.product(*(one.values for one in chosen.values())):
-            yield dict(zip(chosen, values, strict=True))
+        choices = self.search.distributions
+        for values in itertools.product(*(choice.values for choice in choices.values())):
+            yield dict(zip(choices, values, strict=True))
 
     def base_keys(self) -> Keys:
         """What the base configuration has for each key."""
         values = self.base.to_dict()
-        found = {}
+        keys = {}
         for key in self.search.distributions:
             section, _, leaf = key.rpartition(".")
-            found[key] = (values[section] if section else values)[leaf]
-        return found
+            keys[key] = (values[section] if section else values)[leaf]
+        return keys
 
     def check(self) -> str | None:
         """Refuse a value that no trial could have.
@@ -111,11 +115,11 @@ class Space:
             ConfigError: the value is never possible, or no combination is.
         """
         rng = np.random.default_rng(self.search.seed)
-        for key, one in self.search.distributions.items():
-            for value in one.extremes:
+        for key, distribution in self.search.distributions.items():
+            for value in distribution.extremes:
                 self._check_value(key, value, rng)
         drawn = [self._problem(self.draw(rng)) for _ in range(MOST_DRAWS)]
-        impossible = [str(one) for one in drawn if one is not None]
+        impossible = [str(problem) for problem in drawn if problem is not None]
         if len(impossible) == len(drawn):
             raise ConfigError(f"space: none of {len(drawn)} draws can be run: {impossible[0]}")
         if not impossible:
@@ -137,7 +141,7 @@ class Space:
                 excess = self.excess(self.config(self.draw(rng)))
                 if excess is None:
                     return
-        raise ConfigError(f"space: none of {MOST_DRAWS} draws fits the memory: one {excess}")
+        raise ConfigError(f"space: none of {MOST_DRAWS} draws fits the memory: a trial {excess}")
 
     def _check_value(self, key: str, value: Any, rng: np.random.Generator) -> None:
         """Refuse a value that stands beside no values drawn for the other keys."""
