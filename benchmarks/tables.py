@@ -33,7 +33,7 @@ from benchmarks.measuring import run_program, write_results
 from timellama_dist.versions import versions
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "ray_jobs" / "configs"
+CONFIGS = ROOT / "timellama_dist" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
 
 

@@ -14,7 +14,7 @@ from timellama_dist.cluster import connected
 from timellama_dist.evaluation.job import evaluate, read_arguments
 from timellama_dist.train.driver import main
 
-GENERIC = Path(__file__).parents[2] / "ray_jobs" / "configs" / "generic.yaml"
+GENERIC = Path(__file__).parents[2] / "timellama_dist" / "recipes" / "generic.yaml"
 ROWS, HORIZON = 600, 12
 
 

@@ -14,7 +14,7 @@ from timellama_dist.tune.search import load_search
 from timellama_dist.tune.settings import SearchConfig
 from timellama_dist.tune.space import Space, find_memory
 
-SEARCHES = sorted((Path(__file__).parents[3] / "ray_jobs/configs/searches").glob("*.yaml"))
+SEARCHES = sorted((Path(__file__).parents[3] / "timellama_dist/recipes/searches").glob("*.yaml"))
 SPACE = {
     "dlora.num_experts": {"choice": [1, 2]},
     "dlora.top_n": {"choice": [2, 8, 14]},
