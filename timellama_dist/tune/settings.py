@@ -115,7 +115,7 @@ class SearchConfig:
     memory_gib: float | None = None
     """Of a worker's device; trials that need more aren't begun."""
     gpu: str | None = None
-    """Name of the workers' GPU that `timellama_dist.cli.plan` knows, to say so instead."""
+    """Name of the workers' GPU that `timellama plan` knows, to say so instead."""
     seed: int = 0
     """Seeds what is drawn; train.seed is another key."""
 

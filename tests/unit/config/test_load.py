@@ -190,7 +190,9 @@ def test_dotted_keys_may_change_together_what_only_fits_together() -> None:
     assert (changed.train.batch_size, changed.train.micro_batch_size) == (48, 24)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "timellama_dist" / "recipes").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "timellama_dist" / "recipes").glob("*.yaml")), ids=str
+)
 def test_every_shipped_configuration_is_valid_and_says_how_to_run_it(file: Path) -> None:
     load("--config", str(file))
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
