@@ -20,6 +20,8 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME, TAG_RAY_NODE_NAME
 
+from timellama_dist import __version__
+
 ROOT = Path(__file__).parents[2]
 LAUNCHED = [ROOT / "cluster.yaml", *sorted((ROOT / "clusters").glob("*.yaml"))]
 LAUNCHED.remove(ROOT / "clusters" / "kuberay.yaml")
@@ -96,7 +98,7 @@ def test_ray_and_python_are_those_of_the_project() -> None:
 
 def test_the_manifest_runs_the_images_of_the_dockerfile_without_root() -> None:
     tags = re.findall(r"--tag (\S+)", (ROOT / "clusters" / "Dockerfile").read_text())
-    assert tags == [f"REGISTRY/timellama:{PROJECT['version']}{kind}" for kind in ("", "-cpu")]
+    assert tags == [f"REGISTRY/timellama:{__version__}{kind}" for kind in ("", "-cpu")]
     assert [one["image"] for one in containers()] == tags[::-1]
     spec = manifests()["RayCluster"]["spec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):

@@ -214,14 +214,14 @@ def _hub_config(name: str, revision: str | None) -> Path:
 
 def _num_channels(config: RunConfig) -> int:
     """Of prepared data sets; else a guess, which the plan shows."""
-    found = []
+    counts = []
     for part in config.data.parts:
         place = open_place(part.path)
         if (place / MANIFEST_NAME).is_file():
-            found.append(Manifest.load(place).num_channels)
+            counts.append(Manifest.load(place).num_channels)
         elif part.columns is not None and part.series != "channels":
-            found.append(len(part.columns))
-    return max(found, default=ASSUMED_CHANNELS)
+            counts.append(len(part.columns))
+    return max(counts, default=ASSUMED_CHANNELS)
 
 
 def refuse_what_cannot_fit(plan: Plan) -> None:
@@ -233,7 +233,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
     own = plan.estimates[plan.chosen]
     if own.fits:
         return
-    fitting = [name for name, one in plan.estimates.items() if one.fits]
+    fitting = [name for name, policy in plan.estimates.items() if policy.fits]
     remedy = f"these fit: {', '.join(fitting)}" if fitting else "none of the policies fits"
     part, size = max(own.to_dict()["parts_bytes"].items(), key=lambda item: item[1])
     raise ConfigError(
@@ -255,8 +255,8 @@ def describe(plan: Plan) -> str:
     )
     numbers = ", ".join(f"{counts[key]:,} {key}" for key in ("frozen", "trainable", "active"))
     columns = {
-        f"{name}{'*' if name == plan.chosen else ''}": _column(one)
-        for name, one in plan.estimates.items()
+        f"{name}{'*' if name == plan.chosen else ''}": _column(policy)
+        for name, policy in plan.estimates.items()
     }
     width = max(map(len, columns)) + 2
     rows = ["".join([f"{'GiB on each GPU':<24}", *(f"{name:>{width}}" for name in columns)])]
@@ -266,18 +266,18 @@ def describe(plan: Plan) -> str:
     return "\n".join([heading, f"parameters: {numbers}", "", *rows, "", "* the run's own policy"])
 
 
-def _column(one: Estimate) -> dict[str, str]:
-    facts = one.to_dict()
+def _column(policy: Estimate) -> dict[str, str]:
+    facts = policy.to_dict()
     parts = {name.replace("_", " "): _gib(size) for name, size in facts["parts_bytes"].items()}
     return parts | {
-        "in all": _gib(one.needed_bytes),
-        "there is": _gib(one.available_bytes),
-        "fits": "yes" if one.fits else "NO",
-        "busiest moment": one.memory.busiest.split()[0],
-        "host, each worker": _gib(one.memory.host.total),
-        "a step: gathered": _gib(one.communication.gathered_bytes),
-        "a step: reduced": _gib(one.communication.reduced_bytes),
-        "estimate, s a step": f"{one.time.total_s:.3g}",
+        "in all": _gib(policy.needed_bytes),
+        "there is": _gib(policy.available_bytes),
+        "fits": "yes" if policy.fits else "NO",
+        "busiest moment": policy.memory.busiest.split()[0],
+        "host, each worker": _gib(policy.memory.host.total),
+        "a step: gathered": _gib(policy.communication.gathered_bytes),
+        "a step: reduced": _gib(policy.communication.reduced_bytes),
+        "estimate, s a step": f"{policy.time.total_s:.3g}",
     }
 
 

@@ -122,8 +122,13 @@ def policy_name(policy: str | None) -> str | None:
     """
     if policy is None:
         return None
-    path = POLICIES.find(policy, "deepspeed").resolve()
-    return path.stem if path in POLICIES.files.values() else str(path)
+    path = POLICIES.find(policy, "deepspeed").absolute()
+    packaged = POLICIES.files.get(path.stem)
+    # ds_configs/ of a checkout is a link to the packaged ones, and in a Ray job's folder a copy.
+    named_so = packaged is not None and path.parent.name == POLICIES.folder.name
+    if named_so and path.is_file() and path.read_bytes() == packaged.read_bytes():
+        return path.stem
+    return str(path.resolve())
 
 
 def policy_file(policy: str | None) -> str | None:

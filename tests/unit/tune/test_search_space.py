@@ -75,7 +75,7 @@ def test_a_value_that_no_trial_can_have_is_refused_by_its_key(
 
 @pytest.mark.parametrize("file", SEARCHES, ids=lambda file: file.stem)
 def test_every_shipped_search_can_be_run(base: RunConfig, file: Path) -> None:
-    assert f"--search ray_jobs/configs/searches/{file.name}" in file.read_text()
+    assert f"timellama tune --search {file.stem}" in file.read_text()
     searched = load_search(file)
     started = config_from_flat(searched.fixed, base)
     Space(search=searched, base=started, num_channels=3).check()
