@@ -123,11 +123,11 @@ def policy_name(policy: str | None) -> str | None:
     if policy is None:
         return None
     path = POLICIES.find(policy, "deepspeed").absolute()
-    packaged = POLICIES.files.get(path.stem)
     # ds_configs/ of a checkout is a link to the packaged ones, and in a Ray job's folder a copy.
-    named_so = packaged is not None and path.parent.name == POLICIES.folder.name
-    if named_so and path.is_file() and path.read_bytes() == packaged.read_bytes():
-        return path.stem
+    if path.is_file() and path.parent.name == POLICIES.folder.name and path.stem in POLICIES.files:
+        packaged = POLICIES.files[path.stem]
+        if path.read_bytes() == packaged.read_bytes():
+            return path.stem
     return str(path.resolve())
 
 
