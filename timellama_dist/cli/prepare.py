@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "--input my_table.csv --output prepared/my_table",
     "--input metrics/ --validate_only",
-    "--input s3://lake/metrics --output s3://lake/prepared --data.gaps reindex --data.missing mask",
+    "--input s3://lake/raw --output s3://lake/clean --data.gaps reindex --data.missing mask",
 )
 MORE = """\
 Wide tables are `date, a, b, ...`, long ones `unique_id, ds, y, ...`; CSV or Parquet, one file or
