@@ -99,13 +99,19 @@ def with_paths(argv: Sequence[str]) -> list[str]:
     for word in argv:
         key, equals, value = word.partition("=")
         if option in _SHELVES:
-            words.append(str(_SHELVES[option].find(word, option)))
+            words.append(_path(word, option))
         elif equals and key in _SHELVES:
-            words.append(f"{key}={_SHELVES[key].find(value, key)}")
+            words.append(f"{key}={_path(value, key)}")
         else:
             words.append(word)
         option = word
     return words
+
+
+def _path(word: str, option: str) -> str:
+    path = _SHELVES[option].find(word, option)
+    # What isn't packaged stays as the user typed it.
+    return word if path == Path(word).expanduser() else str(path)
 
 
 def policy_name(policy: str | None) -> str | None:

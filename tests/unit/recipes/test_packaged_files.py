@@ -61,11 +61,11 @@ def test_an_unknown_name_is_refused_with_what_there_is() -> None:
 
 
 def test_only_the_words_after_these_options_are_names() -> None:
-    words = ["--config", "etth1", "--search=small", "--data.path", "etth1", "--config", "a.yaml"]
+    words = ["--config", "etth1", "--search=small", "--data.path", "etth1", "--config", "./a.yaml"]
     assert with_paths(words) == [
         *("--config", str(RECIPES.files["etth1"])),
         f"--search={SEARCHES.files['small']}",
-        *("--data.path", "etth1", "--config", "a.yaml"),
+        *("--data.path", "etth1", "--config", "./a.yaml"),
     ]
 
 
