@@ -2,7 +2,7 @@ r"""Makes the tables of results: trains every cell that isn't there yet, and pri
 
     python -m benchmarks.tables --data DIR
 
-A cell is one training of `ray_jobs/train.py` with a recipe of `ray_jobs/configs/`, in a process of
+A cell is one training of `ray_jobs/train.py` with a packaged recipe, in a process of
 its own, from a public table in DIR, or one of another's architecture on the same windows by
 `benchmarks.published` (`pip install -e '.[baselines]'`). What it found is kept in
 `benchmarks/results/`, a JSON file a cell, with the configuration, the commit and the machine; a
@@ -33,7 +33,7 @@ from benchmarks.measuring import run_program, write_results
 from timellama_dist.versions import versions
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "ray_jobs" / "configs"
+CONFIGS = ROOT / "timellama_dist" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
 
 

@@ -7,7 +7,7 @@ python ray_jobs/evaluate.py --model naive2 --data.path prepared/m4_hourly --data
 
 import sys
 
-from timellama_dist.evaluation.job import main
+from timellama_dist.cli.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ python ray_jobs/forecast.py --model RUN/model --input my_table.csv --output back
 
 import sys
 
-from timellama_dist.forecast.job import main
+from timellama_dist.cli.forecast import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,8 @@ serve run ray_jobs.serve:app model=RUN/model
 
 import sys
 
-from timellama_dist.serve.app import app, main
+from timellama_dist.cli.serve import main
+from timellama_dist.serve.app import app
 
 __all__ = ["app"]
 

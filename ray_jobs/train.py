@@ -2,12 +2,12 @@
 
 python ray_jobs/train.py
 python ray_jobs/train.py --data.path my_table.csv --data.horizon 24
-ray job submit --working-dir . -- python ray_jobs/train.py --config ray_jobs/configs/etth1.yaml
+ray job submit --working-dir . -- python ray_jobs/train.py --config etth1
 """
 
 import sys
 
-from timellama_dist.train.driver import main
+from timellama_dist.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from timellama_dist.forecast.forecaster import TimeLlamaForecaster
     from timellama_dist.model.timellama import TimeLlama
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DLoraConfig", "TimeLlama", "TimeLlamaForecaster"]
 
 # On a CPU with AVX512-BF16 its import warns of a kernel for a layout that is never used here.

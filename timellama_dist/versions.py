@@ -3,21 +3,22 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("timellama-dist", "torch", "transformers", "deepspeed", "ray", "peft", "bitsandbytes")
+from timellama_dist import __version__
+
+_PACKAGES = ("torch", "transformers", "deepspeed", "ray", "peft", "bitsandbytes")
 
 
 def installed_versions() -> dict[str, str]:
     """Versions of what a result depends on, on this node."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version(), "timellama-dist": __version__}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def versions() -> dict[str, str]:
@@ -25,7 +26,7 @@ def versions() -> dict[str, str]:
 
     A job's copy of the project has no repository: `TIMELLAMA_COMMIT` says it there.
     """
-    found = installed_versions()
+    installed = installed_versions()
     root = Path(__file__).parents[1]
     if (root / ".git").exists():
         git = subprocess.run(
@@ -34,7 +35,7 @@ def versions() -> dict[str, str]:
             text=True,
             check=False,
         )
-        found["commit"] = git.stdout.strip()
+        installed["commit"] = git.stdout.strip()
     elif commit := os.environ.get("TIMELLAMA_COMMIT"):
-        found["commit"] = commit
-    return found
+        installed["commit"] = commit
+    return installed

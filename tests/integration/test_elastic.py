@@ -12,8 +12,9 @@ from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 
 from tests.support.runs import arguments, history
+from timellama_dist.cli.train import read_arguments
 from timellama_dist.train import trainer
-from timellama_dist.train.driver import read_arguments, train
+from timellama_dist.train.driver import train
 
 STEPS = 400
 

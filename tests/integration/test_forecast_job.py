@@ -15,9 +15,9 @@ import pytest
 
 from tests.support.shops import HORIZON, SERIES, export_model, long_enough
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.cli.forecast import main
 from timellama_dist.cluster import connected
 from timellama_dist.data.prepared.write import prepare
-from timellama_dist.forecast.job import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.cli.evaluate import read_arguments
+from timellama_dist.cli.train import main
 from timellama_dist.cluster import connected
-from timellama_dist.evaluation.job import evaluate, read_arguments
-from timellama_dist.train.driver import main
+from timellama_dist.evaluation.job import evaluate
 
-GENERIC = Path(__file__).parents[2] / "ray_jobs" / "configs" / "generic.yaml"
+GENERIC = Path(__file__).parents[2] / "timellama_dist" / "recipes" / "generic.yaml"
 ROWS, HORIZON = 600, 12
 
 

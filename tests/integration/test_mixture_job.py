@@ -18,10 +18,11 @@ import torch
 
 from tests.support.runs import JOB, arguments, history, run_job
 from timellama_dist import TimeLlamaForecaster
+from timellama_dist.cli.evaluate import read_arguments
+from timellama_dist.cli.train import main
 from timellama_dist.cluster import connected
 from timellama_dist.errors import ConfigError
-from timellama_dist.evaluation.job import evaluate, read_arguments
-from timellama_dist.train.driver import main
+from timellama_dist.evaluation.job import evaluate
 
 CONTEXT, HORIZON = 48, 12
 # Of the second set, whose windows are shorter than the run's.

@@ -18,6 +18,7 @@ from pyarrow.fs import S3FileSystem
 from tests.support.runs import JOB, arguments, history
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.cli.prepare import main as prepare_main
+from timellama_dist.cli.train import main
 from timellama_dist.data.prepared.manifest import Manifest
 from timellama_dist.data.prepared.write import prepare
 from timellama_dist.data.windows.reader import WindowReader
@@ -30,7 +31,6 @@ from timellama_dist.train.checkpoint.files import (
     seal,
     set_aside,
 )
-from timellama_dist.train.driver import main
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
 

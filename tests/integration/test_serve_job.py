@@ -24,7 +24,7 @@ import requests
 from benchmarks.serving import Load, free_port, load, running_server, some_request, wait_until_ready
 from tests.support.shops import long_enough
 from timellama_dist import TimeLlamaForecaster
-from timellama_dist.forecast.job import main as forecast_job
+from timellama_dist.cli.forecast import main as forecast_job
 
 ROOT = Path(__file__).parents[2]
 log = logging.getLogger(__name__)

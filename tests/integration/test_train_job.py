@@ -19,12 +19,13 @@ from safetensors.numpy import load_file
 from tests.support.runs import EVERY_5_STEPS, JOB, ROOT, arguments, history, run_job
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.backbone.fingerprint import backbone_fingerprint
+from timellama_dist.cli.evaluate import read_arguments
+from timellama_dist.cli.train import main
 from timellama_dist.cluster import connected
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.evaluation.job import evaluate, read_arguments
+from timellama_dist.evaluation.job import evaluate
 from timellama_dist.model.card import read_card
 from timellama_dist.train.checkpoint.state import read_progress
-from timellama_dist.train.driver import main
 from timellama_dist.train.plan import plan_sets
 
 

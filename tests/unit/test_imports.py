@@ -17,7 +17,7 @@ def test_a_plan_loads_no_framework() -> None:
 
 def test_a_mistake_is_told_before_a_framework_is_loaded(tmp_path: Path) -> None:
     program = (
-        "import sys; from timellama_dist.train.driver import main;"
+        "import sys; from timellama_dist.cli.train import main;"
         f"code = main(['--data.path', '/nowhere.csv', '--run.dir', {str(tmp_path / 'run')!r}]);"
         "assert not {'deepspeed', 'torch', 'transformers', 'peft'} & set(sys.modules);"
         "sys.exit(code)"

@@ -1,29 +1,30 @@
-"""Does a run fit, and what will it cost? From formulas: no weights, no data, no Ray, no DeepSpeed.
+"""`timellama plan`: does a run fit, and what will it cost?
 
-python -m timellama_dist.plan --config run.yaml --gpu a100-80g --num-gpus 8
+From formulas: no weights, no data, no Ray, no DeepSpeed.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from timellama_dist.cli.opening import opening
+from timellama_dist.cli.spelling import Spelling
 from timellama_dist.config.deepspeed import load_policy
-from timellama_dist.config.load import load_config
+from timellama_dist.config.load import load_settings
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
+from timellama_dist.console.program import program
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
 from timellama_dist.errors import ConfigError, require_at_least
 from timellama_dist.planning.estimate import PROMPT_TOKENS, Estimate, estimate
 from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
 from timellama_dist.planning.policy import POLICIES
 from timellama_dist.planning.shape import LlamaShape
+from timellama_dist.recipes import policy_file, with_paths
 from timellama_dist.storage import open_place
 
-PROGRAM = "python -m timellama_dist.plan"
 # Of backbones that this project fetches by name, so that none is fetched for a plan.
 NAMED_SHAPES = {
     "smollm2-135m": LlamaShape(
@@ -61,51 +62,71 @@ class Plan:
             "prompt_tokens": PROMPT_TOKENS * len(self.config.data.parts),
             "parameters": self.estimates[self.chosen].parameters,
             "chosen": self.chosen,
-            "policies": {name: one.to_dict() for name, one in self.estimates.items()},
+            "policies": {name: estimate.to_dict() for name, estimate in self.estimates.items()},
         }
+
+
+EXAMPLES = (
+    "--gpu l4-24g --num_gpus 8 --channels 7",
+    "--config etth1 --gpu a100-80g",
+    "--config run.yaml --gpu h100-80g --num_gpus 8 --json",
+)
+MORE = """\
+The table shows the run's own DeepSpeed policy beside the packaged ones. No weights, no data and no
+GPU are needed. All keys of a run are options too."""
+SPELLING = Spelling(
+    former={"--num-gpus": "--num_gpus", "--backbone-config": "--backbone_config"},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(RunConfig):
+    """A run, and the hardware that it is planned for."""
+
+    gpu: str = ""
+    """The GPU's name, such as a100-80g, or cpu."""
+    num_gpus: int | None = None
+    """Workers; scaling.num_workers if not given."""
+    channels: int | None = None
+    """Of the data; if not given, a prepared data set's own, else 6."""
+    backbone_config: str | None = None
+    """A LLaMA's config.json, for a backbone that isn't here."""
+    json: bool = False
+    """Print JSON, for scripts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gpu:
+            raise ConfigError(f"--gpu must be given, one of {', '.join([*GPUS, 'cpu'])}")
+
+    @property
+    def run_config(self) -> RunConfig:
+        """The run alone."""
+        return RunConfig(**{key.name: getattr(self, key.name) for key in fields(RunConfig)})
 
 
 def main(argv: Sequence[str]) -> int:
     """Print a plan; exit code 2 if the run's own policy doesn't fit."""
-    return run_command(lambda: _main(argv))
+    return run_command(lambda: _plan(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    arguments, rest = _parser().parse_known_args(argv)
-    config = load_config(rest, prog=PROGRAM, description="")
+def _plan(argv: Sequence[str]) -> None:
+    sentence = "Estimate memory per GPU, communication and step time of a run, from formulas."
+    config = load_settings(
+        PlanConfig,
+        with_paths(SPELLING.to_keys(argv)),
+        prog=program("plan"),
+        description=opening(sentence, "plan", EXAMPLES, MORE),
+    )
     plan = make_plan(
-        config,
-        gpu=arguments.gpu,
-        num_gpus=arguments.num_gpus,
-        num_channels=arguments.channels,
-        backbone_config=arguments.backbone_config,
+        config.run_config,
+        gpu=config.gpu,
+        num_gpus=config.num_gpus,
+        num_channels=config.channels,
+        backbone_config=config.backbone_config,
     )
-    print(json.dumps(plan.to_dict(), indent=2) if arguments.json else describe(plan))
+    print(json.dumps(plan.to_dict(), indent=2) if config.json else describe(plan))
     refuse_what_cannot_fit(plan)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Memory per GPU, communication and step time of a run, from formulas.",
-        epilog="All keys of a run are options too: --config FILE, --train.micro_batch_size 8, ... "
-        "(see python ray_jobs/train.py --help)",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--gpu", required=True, help=f"one of {', '.join([*GPUS, 'cpu'])}")
-    parser.add_argument("--num-gpus", type=int, help="workers; scaling.num_workers if not given")
-    parser.add_argument(
-        "--channels",
-        type=int,
-        help=f"of the data; a prepared data set's own, else {ASSUMED_CHANNELS}, if not given",
-    )
-    parser.add_argument(
-        "--backbone-config",
-        metavar="FILE",
-        help="a LLaMA's config.json, for a backbone that isn't here",
-    )
-    parser.add_argument("--json", action="store_true", help="for scripts")
-    return parser
 
 
 def make_plan(
@@ -121,7 +142,7 @@ def make_plan(
     Raises:
         ConfigError: a value out of bounds, or values that don't fit each other.
     """
-    require_at_least(1, {"--num-gpus": num_gpus, "--channels": num_channels})
+    require_at_least(1, {"--num_gpus": num_gpus, "--channels": num_channels})
     if num_gpus is not None:
         config = replace(config, scaling=replace(config.scaling, num_workers=num_gpus))
     world_size = config.scaling.most_workers
@@ -129,7 +150,7 @@ def make_plan(
     shape = find_shape(config, backbone_config)
     num_channels = num_channels or _num_channels(config)
     config = replace(config, train=config.train.fitted(num_channels))
-    own = load_policy(config.deepspeed)
+    own = load_policy(policy_file(config.deepspeed))
     policies = dict(POLICIES)
     chosen = next((name for name, policy in policies.items() if policy == own), None)
     if chosen is None:
@@ -186,21 +207,21 @@ def _hub_config(name: str, revision: str | None) -> Path:
     if not isinstance(cached, str):
         raise ConfigError(
             f"backbone.name: the dimensions of {name!r} are not known here: it is no folder, and "
-            "the hub's cache has no config.json of it; give that by --backbone-config FILE"
+            "the hub's cache has no config.json of it; give that by --backbone_config FILE"
         )
     return Path(cached)
 
 
 def _num_channels(config: RunConfig) -> int:
     """Of prepared data sets; else a guess, which the plan shows."""
-    found = []
+    counts = []
     for part in config.data.parts:
         place = open_place(part.path)
         if (place / MANIFEST_NAME).is_file():
-            found.append(Manifest.load(place).num_channels)
+            counts.append(Manifest.load(place).num_channels)
         elif part.columns is not None and part.series != "channels":
-            found.append(len(part.columns))
-    return max(found, default=ASSUMED_CHANNELS)
+            counts.append(len(part.columns))
+    return max(counts, default=ASSUMED_CHANNELS)
 
 
 def refuse_what_cannot_fit(plan: Plan) -> None:
@@ -212,7 +233,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
     own = plan.estimates[plan.chosen]
     if own.fits:
         return
-    fitting = [name for name, one in plan.estimates.items() if one.fits]
+    fitting = [name for name, policy in plan.estimates.items() if policy.fits]
     remedy = f"these fit: {', '.join(fitting)}" if fitting else "none of the policies fits"
     part, size = max(own.to_dict()["parts_bytes"].items(), key=lambda item: item[1])
     raise ConfigError(
@@ -234,8 +255,8 @@ def describe(plan: Plan) -> str:
     )
     numbers = ", ".join(f"{counts[key]:,} {key}" for key in ("frozen", "trainable", "active"))
     columns = {
-        f"{name}{'*' if name == plan.chosen else ''}": _column(one)
-        for name, one in plan.estimates.items()
+        f"{name}{'*' if name == plan.chosen else ''}": _column(policy)
+        for name, policy in plan.estimates.items()
     }
     width = max(map(len, columns)) + 2
     rows = ["".join([f"{'GiB on each GPU':<24}", *(f"{name:>{width}}" for name in columns)])]
@@ -245,24 +266,20 @@ def describe(plan: Plan) -> str:
     return "\n".join([heading, f"parameters: {numbers}", "", *rows, "", "* the run's own policy"])
 
 
-def _column(one: Estimate) -> dict[str, str]:
-    facts = one.to_dict()
+def _column(policy: Estimate) -> dict[str, str]:
+    facts = policy.to_dict()
     parts = {name.replace("_", " "): _gib(size) for name, size in facts["parts_bytes"].items()}
     return parts | {
-        "in all": _gib(one.needed_bytes),
-        "there is": _gib(one.available_bytes),
-        "fits": "yes" if one.fits else "NO",
-        "busiest moment": one.memory.busiest.split()[0],
-        "host, each worker": _gib(one.memory.host.total),
-        "a step: gathered": _gib(one.communication.gathered_bytes),
-        "a step: reduced": _gib(one.communication.reduced_bytes),
-        "estimate, s a step": f"{one.time.total_s:.3g}",
+        "in all": _gib(policy.needed_bytes),
+        "there is": _gib(policy.available_bytes),
+        "fits": "yes" if policy.fits else "NO",
+        "busiest moment": policy.memory.busiest.split()[0],
+        "host, each worker": _gib(policy.memory.host.total),
+        "a step: gathered": _gib(policy.communication.gathered_bytes),
+        "a step: reduced": _gib(policy.communication.reduced_bytes),
+        "estimate, s a step": f"{policy.time.total_s:.3g}",
     }
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

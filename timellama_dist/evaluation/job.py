@@ -1,4 +1,4 @@
-"""Scores an exported model or a baseline: the driver of `ray_jobs/evaluate.py`."""
+"""Scores an exported model or a baseline over data sets, in Ray tasks."""
 
 import tempfile
 import time
@@ -10,7 +10,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timellama_dist.config.load import load_settings
+from timellama_dist.console.program import program
 from timellama_dist.errors import ConfigError, UserError
 from timellama_dist.evaluation.settings import EvaluateConfig
 
@@ -21,37 +21,6 @@ if TYPE_CHECKING:
     from timellama_dist.evaluation.scores import Scores
     from timellama_dist.evaluation.share import Subject
     from timellama_dist.train.plan import PlannedSet
-
-DESCRIPTION = """Score an exported model, or a baseline, over every window of a data set.
-
-Windows have stride 1 and none is left out; z-scores are by the training part of the data that are
-scored, whatever data the model was trained on. MSE and MAE are of z-scores; sMAPE, MASE and OWA
-(against Naive2) of the data's own units.
-
-  evaluate.py --model RUN/model                               the data it was trained on
-  evaluate.py --model RUN/model --data.path other.csv         others, unseen (zero-shot)
-  evaluate.py --model ridge --data.path t.csv --data.context_len 336 --data.horizon 96
-
-Context, horizon and prompt are the exported model's, and so is how faults of a table are dealt
-with; of the data it was trained on, columns and split too. A key given here wins."""
-
-
-def read_arguments(argv: Sequence[str]) -> tuple[EvaluateConfig, "ExportedModel | None"]:
-    """What to evaluate, and what an exported model says of itself.
-
-    Raises:
-        CheckpointError: no exported model is there.
-        ConfigError: see `load_settings`, `ExportedModel`.
-    """
-    words: dict[str, Any] = {"prog": "evaluate.py", "description": DESCRIPTION}
-    said = load_settings(EvaluateConfig, argv, **words)
-    if said.is_baseline:
-        return said, None
-    from timellama_dist.evaluation.exported_model import ExportedModel
-
-    known = ExportedModel.open(said.model)
-    defaults = known.data_defaults(said)
-    return load_settings(EvaluateConfig, argv, **words, defaults=defaults), known
 
 
 def evaluate(config: EvaluateConfig, known: "ExportedModel | None") -> dict[str, Any]:
@@ -135,8 +104,8 @@ def _check_reach(sets: Sequence["PlannedSet"]) -> None:
         if one.table is not None and nodes > 1:
             raise ConfigError(
                 f"data.path: {one.part.path} is a table, and the cluster has {nodes} nodes: "
-                "prepare it where all of them can read it (ray_jobs/prepare.py), and give that "
-                "folder"
+                f"prepare it where all of them can read it ({program('prepare')}), and give "
+                "that folder"
             )
 
 
@@ -220,35 +189,3 @@ def figures(split: str, scores: "Scores", channels: Sequence[str]) -> dict[str, 
             for number, channel in enumerate(channels)
         },
     }
-
-
-def _check_output(config: EvaluateConfig) -> None:
-    """Make the folders of what will be written, before anything is computed."""
-    for key, path in (("output", config.output), ("plots", config.plots)):
-        if path is None:
-            continue
-        folder = Path(path) if key == "plots" else Path(path).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{key}: {folder} cannot be made: {error.strerror}") from error
-    if config.output is not None and Path(config.output).is_dir():
-        raise ConfigError(f"output must be a file, {config.output} is a folder")
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command `ray_jobs/evaluate.py`; returns its exit code."""
-    from timellama_dist.console.exit_codes import run_command
-
-    return run_command(lambda: _command(argv))
-
-
-def _command(argv: Sequence[str]) -> None:
-    from timellama_dist.report.scores import scores_table, write_scores
-
-    config, known = read_arguments(argv)
-    _check_output(config)
-    results = evaluate(config, known)
-    print(scores_table(results, config.split))
-    for path in write_scores(results, config.split, output=config.output, plots=config.plots):
-        print(f"written: {path}")

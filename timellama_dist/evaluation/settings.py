@@ -1,4 +1,4 @@
-"""The schema of `evaluate.py`: what is scored, on what, and where the figures go."""
+"""The schema of `timellama evaluate`: what is scored, on what, and where the figures go."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -136,7 +136,7 @@ class TimeLlamaForecaster:
 
     @classmethod
     def fit(cls, frame: Frame, run_dir: Path | str, **keys: Any) -> Self:
-        """Train on a frame as `ray_jobs/train.py` does, with Ray and DeepSpeed, and load the model.
+        """Train on a frame as `timellama train` does, with Ray and DeepSpeed, and load the model.
 
         Args:
             frame: as in `predict`; it is written beside the run directory, with `.parquet` added,

@@ -1,4 +1,4 @@
-"""Forecasts all series of a table with an exported model: the driver of `ray_jobs/forecast.py`.
+"""Forecasts all series of a table with an exported model: in Ray Data tasks.
 
 The output folder holds `part-00000.parquet`... in long form, and `_forecast.json`, which says what
 was forecast with which model. A part appears when it is whole, so a job that was killed goes on
@@ -8,12 +8,10 @@ with those that are not there. A raw table is prepared first, in `_data` of the 
 import hashlib
 import json
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from timellama_dist.config.load import load_settings
 from timellama_dist.errors import ConfigError, DataError, InterruptedRunError
 from timellama_dist.forecast.settings import ForecastConfig
 from timellama_dist.storage import Place, open_place
@@ -24,17 +22,6 @@ if TYPE_CHECKING:
     from timellama_dist.data.windows.cutoffs import CutoffIndex
     from timellama_dist.evaluation.exported_model import ExportedModel
     from timellama_dist.model.card import DatasetCard
-
-DESCRIPTION = """Forecast every series of a table with an exported model.
-
-The output is Parquet in long form: unique_id, ds, cutoff (the last time that was seen), channel,
-yhat, model (its fingerprint), and in backtests y (the truth).
-
-  forecast.py --model RUN/model --input table.csv --output forecasts
-  forecast.py --model RUN/model --input s3://lake/table --output s3://lake/forecasts
-  forecast.py --model RUN/model --input prepared/table --output backtest --cutoffs 30 --stride 24
-
-A command that was killed goes on where it was when it is given again."""
 
 STATE = "_forecast.json"
 _PREPARED = "_data"
@@ -254,23 +241,4 @@ def _run(
         steps=job["horizon"],
         channels=len(card.channels),
         seconds=time.monotonic() - started,
-    )
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command `ray_jobs/forecast.py`; returns its exit code."""
-    from timellama_dist.console.exit_codes import run_command
-
-    return run_command(lambda: _command(argv))
-
-
-def _command(argv: Sequence[str]) -> None:
-    config = load_settings(ForecastConfig, argv, prog="forecast.py", description=DESCRIPTION)
-    found = forecast(config)
-    rate = found.made / found.seconds
-    print(
-        f"{found.made} of {found.forecasts} forecasts made now, in {found.seconds:.1f} s "
-        f"({rate:.0f} forecasts/s, {rate * found.steps * found.channels:.0f} values/s); "
-        f"steps x channels: {found.steps} x {found.channels}, parts: {found.parts}, "
-        f"in {config.output}"
     )

@@ -1,4 +1,4 @@
-"""The schema of `forecast.py`: what is forecast with which model, and where forecasts go."""
+"""The schema of `timellama forecast`: what is forecast with which model, and where forecasts go."""
 
 from dataclasses import dataclass, field
 

@@ -4,28 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from timellama_dist.config.deepspeed import DEFAULT_POLICY
+from timellama_dist import recipes
+from timellama_dist.config.deepspeed import load_policy
 
-# As ds_configs/*.json say (a test holds it), for those who have the package without its checkout.
 POLICIES: Mapping[str, Mapping[str, Any]] = {
     "stage0": {"zero_optimization": {"stage": 0}},
-    "zero1": {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
-    "zero2": {
-        "zero_optimization": {
-            "stage": 2,
-            "reduce_bucket_size": "auto",
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-        }
-    },
-    "zero3": DEFAULT_POLICY,
-    "zero3_offload": {
-        "zero_optimization": {
-            **DEFAULT_POLICY["zero_optimization"],
-            "offload_optimizer": {"device": "cpu"},
-            "offload_param": {"device": "cpu"},
-        }
-    },
+    **{name: load_policy(str(file)) for name, file in recipes.POLICIES.files.items()},
 }
 
 

@@ -1,4 +1,4 @@
-"""The server: a Ray Serve application, and the command `ray_jobs/serve.py` that runs it.
+"""The server: a Ray Serve application, and how it is run until the user stops it.
 
 A proxy takes requests, the routes (`serve_api`) read them, and copies of the model forecast those
 that wait together in one batch. Proxy, routes and copies are processes of their own: what dies is
@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,6 @@ from timellama_dist.storage import open_place
 
 if TYPE_CHECKING:
     from ray.serve import Application
-
-DESCRIPTION = """Serve an exported model over HTTP with Ray Serve.
-
-  serve.py --model RUN/model
-  serve.py --model s3://lake/runs/first/model --host 0.0.0.0 --replicas 4
-  serve run ray_jobs.serve:app model=RUN/model        (by Ray Serve's own command)
-
-POST /forecast, GET /health, GET /ready; /docs and /openapi.json describe them. Ctrl-C ends it."""
 
 _NAME = "timellama"
 
@@ -96,7 +88,7 @@ def _prepared(config: ServeConfig) -> ServeConfig:
         ConfigError: Ray Serve isn't installed, or the model's backbone can't be had.
     """
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "httptools")):
-        raise ConfigError("serving needs Ray Serve: pip install -e '.[serve]'")
+        raise ConfigError("serving needs Ray Serve: pip install 'timellama-dist[serve]'")
     from timellama_dist.evaluation.exported_model import ExportedModel
 
     ExportedModel.open(config.model)
@@ -152,14 +144,3 @@ def _serve_runs() -> bool:
     except ValueError:
         return False
     return True
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command `ray_jobs/serve.py`; returns its exit code."""
-    from timellama_dist.console.exit_codes import run_command
-
-    return run_command(lambda: _command(argv))
-
-
-def _command(argv: Sequence[str]) -> None:
-    serve_model(load_settings(ServeConfig, argv, prog="serve.py", description=DESCRIPTION))

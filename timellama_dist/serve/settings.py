@@ -1,4 +1,4 @@
-"""The schema of `serve.py`: which model answers, where, and what it takes on."""
+"""The schema of `timellama serve`: which model answers, where, and what it takes on."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,6 @@
-"""Trains one run from the driver: plan, baselines, trainer, the run directory.
-
-python ray_jobs/train.py --help
-"""
+"""Trains one run from the driver: plan, baselines, trainer, the run directory."""
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timellama_dist.config.deepspeed import precision
-from timellama_dist.config.load import dump_config, load_config, load_run
+from timellama_dist.config.load import dump_config
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import ConfigError, UserError
+from timellama_dist.recipes import policy_name
 from timellama_dist.versions import versions
 
 if TYPE_CHECKING:
@@ -26,11 +23,6 @@ if TYPE_CHECKING:
     from timellama_dist.storage import Place
     from timellama_dist.train.plan import RunPlan
 
-DESCRIPTION = """Train Time-LlaMA on a table of time series.
-
-Without arguments: the public data set epf (hourly electricity markets, 6 channels) with 4 blocks of
-SmolLM2-135M in 4 bits, on 2 workers with ZeRO-3."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -40,33 +32,6 @@ class Outcome:
     metrics: dict[str, Any]
     copy: "Place | None"
     """Where else the results lie."""
-
-
-def read_arguments(argv: Sequence[str]) -> RunConfig:
-    """The run's configuration; a resumed run starts from what it was begun with.
-
-    Raises:
-        ConfigError: see `load_config`; or there is no run to resume.
-        DataError: the run's storage refuses.
-    """
-    arguments: dict[str, str] = {"prog": "train.py", "description": DESCRIPTION}
-    run = load_run(argv, **arguments)
-    if not run.resume:
-        return load_config(argv, **arguments)
-    from timellama_dist.storage import copy_tree, open_place
-    from timellama_dist.train.resume import check_resumed
-    from timellama_dist.train.run_directory import begun_config
-
-    begun = begun_config(RunConfig(run=run))
-    with tempfile.TemporaryDirectory() as scratch:
-        here = open_place(scratch) / begun.name
-        copy_tree(begun, here)
-        first, resumed = (
-            absolute_paths(load_config(["--config", here.path, *more], **arguments))
-            for more in ([], argv)
-        )
-        check_resumed(first, resumed)
-        return resumed
 
 
 def train(config: RunConfig) -> Outcome:
@@ -178,7 +143,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     """Paths that mean the same in a worker's process, and in a run resumed from another folder."""
     from timellama_dist.storage import open_place
 
-    backbone, deepspeed = Path(config.backbone.name).expanduser(), config.deepspeed
+    backbone = Path(config.backbone.name).expanduser()
     if config.data.mixture is not None or config.data.path is not None:
         places = [(part, open_place(part.path)) for part in config.data.parts]
         parts = [replace(part, path=one.uri) if one.exists() else part for part, one in places]
@@ -188,7 +153,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         config = replace(config, run=run)
     if backbone.exists():
         config = replace(config, backbone=replace(config.backbone, name=str(backbone.resolve())))
-    return replace(config, deepspeed=deepspeed and str(Path(deepspeed).expanduser().resolve()))
+    return replace(config, deepspeed=policy_name(config.deepspeed))
 
 
 def _run_dir(config: RunConfig, prefix: str) -> Path:
@@ -267,7 +232,7 @@ def _write_results(config: RunConfig, checkpoint: str, metrics: Mapping[str, Any
     from timellama_dist.model.card import read_card
     from timellama_dist.report.plots import plot_forecasts
     from timellama_dist.storage import copy_tree, open_place
-    from timellama_dist.train.run_directory import checkpoints_place, how_on
+    from timellama_dist.train.run_directory import checkpoints_place, resume_command
     from timellama_dist.train.worker.entry import EXPORTED, examples_file
 
     run_dir, last = Path(str(config.run.dir)), checkpoints_place(config) / checkpoint
@@ -278,7 +243,7 @@ def _write_results(config: RunConfig, checkpoint: str, metrics: Mapping[str, Any
         examples = [load((last / examples_file(n)).read_bytes()) for n in range(len(datasets))]
     except UserError as error:
         # No mistake of the user's.
-        raise RuntimeError(f"the run has ended, but {error}; {how_on(config)}") from error
+        raise RuntimeError(f"the run has ended, but {error}; {resume_command(config)}") from error
     _write_report(config, run_dir, datasets, examples)
     for number, one in enumerate(datasets):
         plot_forecasts(
@@ -311,27 +276,3 @@ def _write_report(
         for number, one in enumerate(datasets)
     ]
     write_report(run_dir, sets, config.dlora.linears)
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command `ray_jobs/train.py`; returns its exit code."""
-    from timellama_dist.console.exit_codes import run_command
-
-    return run_command(lambda: _command(argv))
-
-
-def _command(argv: Sequence[str]) -> None:
-    from timellama_dist.report.table import memory_line, results_table
-
-    outcome = train(read_arguments(argv))
-    run_dir, metrics = outcome.run_dir, outcome.metrics
-    print()
-    print(results_table(metrics))
-    print()
-    print(memory_line(metrics))
-    print(f"exported model  {run_dir / 'model'}")
-    print(f"metrics         {run_dir / 'metrics.json'}")
-    print(f"forecasts       {run_dir / 'forecasts.png'}")
-    print(f"report          {run_dir / 'report.html'}")
-    if outcome.copy is not None:
-        print(f"copied to       {outcome.copy}")

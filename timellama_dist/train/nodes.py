@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from timellama_dist.console.program import program
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME
 from timellama_dist.errors import ConfigError, DataError, UserError
 from timellama_dist.storage import open_place
@@ -114,7 +115,7 @@ def _needed(plan: "RunPlan") -> Iterator[list[Needed]]:
     if any(one.table is not None for one in plan.sets) and run_dir != storage:
         remedy = (
             "it would hold the prepared table: choose a shared one, or prepare the table before, "
-            "to shared storage, with ray_jobs/prepare.py"
+            f"to shared storage, with {program('prepare')}"
         )
         shared[run_dir] = (f"run.dir={run_dir}", remedy)
     made = [place for place in shared if not place.exists()]

@@ -19,6 +19,7 @@ from timellama_dist.config.schema import (
     MixturePart,
     RunConfig,
 )
+from timellama_dist.console.program import command_line
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
 from timellama_dist.data.prepared.write import DEFAULT_SPLIT, content_hash, write_prepared
 from timellama_dist.data.tables.files import list_files
@@ -36,6 +37,7 @@ from timellama_dist.data.windows.index import (
 from timellama_dist.data.windows.mixture import PreparedSet
 from timellama_dist.errors import ConfigError, UserError
 from timellama_dist.model.prompts import task_prompt
+from timellama_dist.recipes import policy_file
 from timellama_dist.storage import Location, Place, open_place
 
 # What a table becomes in memory is several times as much.
@@ -158,7 +160,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         DataError: the data can't be used.
     """
     _refuse_credentials("run.storage_path", config.run.storage_path)
-    policy = load_policy(config.deepspeed)
+    policy = load_policy(policy_file(config.deepspeed))
     sets = plan_sets(config.data)
     _check_together(config, sets)
     if config.model.shortcut_per_channel:
@@ -365,9 +367,10 @@ def _read_small(data: MixturePart, source: Place) -> Table:
     size = sum(file.size() for file in files)
     if size > _MOST_TABLE_BYTES or not source.is_local:
         what = f"holds {size / 2**20:.0f} MiB" if source.is_local else "lies in object storage"
+        prepare = command_line("prepare", "--input", source, "--output", "DIR")
         raise ConfigError(
-            f"data.path: {source} {what}: prepare it once, python ray_jobs/prepare.py --input "
-            f"{source} --output DIR, and give that folder (tables of at most "
+            f"data.path: {source} {what}: prepare it once, {prepare}, and give that folder "
+            "(tables of at most "
             f"{_MOST_TABLE_BYTES >> 20} MiB are prepared by the run)"
         )
     return read_table(source, options, name=data_name(data.path))

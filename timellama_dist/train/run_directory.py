@@ -4,6 +4,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.program import command_line
 from timellama_dist.errors import ConfigError, DataError
 from timellama_dist.storage import Place, copy_tree, open_place
 from timellama_dist.train.checkpoint.files import newest_valid, refuse_damaged
@@ -91,9 +92,9 @@ def holds_checkpoint(config: RunConfig) -> bool:
     return False
 
 
-def how_on(config: RunConfig) -> str:
-    """What the user does to go on with a run that ended early."""
-    return f"go on with: python ray_jobs/train.py --run.dir {config.run.dir} --run.resume"
+def resume_command(config: RunConfig) -> str:
+    """Say by which command the user goes on with a run that ended early."""
+    return f"go on with: {command_line('train', '--run.dir', config.run.dir, '--run.resume')}"
 
 
 def copy_results(config: RunConfig) -> Place | None:

@@ -24,7 +24,7 @@ from timellama_dist.train.run_directory import (
     CHECKPOINTS,
     checkpoints_place,
     holds_checkpoint,
-    how_on,
+    resume_command,
     run_place,
 )
 from timellama_dist.train.tracking import Tracking
@@ -169,7 +169,7 @@ def fit(trainer: TorchTrainer, monitor: Any, config: RunConfig) -> dict[str, Any
     except KeyboardInterrupt:
         saved = "a" if holds_checkpoint(config) else "no"
         raise InterruptedRunError(
-            f"stopped at once; {saved} checkpoint was saved before; {how_on(config)}"
+            f"stopped at once; {saved} checkpoint was saved before; {resume_command(config)}"
         ) from None
     finally:
         line.close()
@@ -178,7 +178,7 @@ def fit(trainer: TorchTrainer, monitor: Any, config: RunConfig) -> dict[str, Any
         said = fitting.result()
     except Exception as error:
         if holds_checkpoint(config):
-            error.add_note(f"a checkpoint was saved; {how_on(config)}")
+            error.add_note(f"a checkpoint was saved; {resume_command(config)}")
         raise
     _check_finished(said, config)
     return said
@@ -189,8 +189,8 @@ def _check_finished(said: dict[str, Any], config: RunConfig) -> None:
         saved = "no checkpoint was saved"
         if holds_checkpoint(config):
             saved = f"the last checkpoint is the newest in {run_place(config) / CHECKPOINTS}"
-        raise FloatingPointError(f"{said['diverged']}; {saved}; {how_on(config)}")
+        raise FloatingPointError(f"{said['diverged']}; {saved}; {resume_command(config)}")
     if "failed" in said:
-        raise RuntimeError(f"{said['failed']}; {how_on(config)}")
+        raise RuntimeError(f"{said['failed']}; {resume_command(config)}")
     if "test" not in said:
-        raise InterruptedRunError(f"stopped at step {said['step']}; {how_on(config)}")
+        raise InterruptedRunError(f"stopped at step {said['step']}; {resume_command(config)}")

@@ -1,12 +1,7 @@
-"""Searches a space of configurations with Ray Tune: checks, trials, what was found.
+"""Searches a space of configurations with Ray Tune: checks, trials, results."""
 
-python ray_jobs/tune.py --search ray_jobs/configs/searches/small.yaml
-"""
-
-import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +9,15 @@ from timellama_dist.config.load import (
     config_from_flat,
     dump_config,
     dump_settings,
-    load_config,
-    load_run,
     load_settings,
 )
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.program import command_line
 from timellama_dist.errors import ConfigError, InterruptedRunError
 from timellama_dist.tune.settings import SearchConfig
 
 if TYPE_CHECKING:
     from timellama_dist.tune.space import Space
-
-DESCRIPTION = """Search configurations of Time-LlaMA with Ray Tune.
-
-  --search FILE   a YAML file: which keys of a run are explored, and how; see
-                  ray_jobs/configs/searches/. All other keys hold for every trial:"""
 
 SEARCH, BASE = "search.yaml", "config.yaml"
 
@@ -42,45 +31,6 @@ class Found:
     """As `search.json` has it."""
 
 
-def read_arguments(
-    argv: Sequence[str], default_search: Path | None = None
-) -> tuple[SearchConfig, RunConfig]:
-    """The search and the configuration it begins from; a resumed one is what it was begun with.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type or a value out of bounds, named by its key; there
-            is no search to resume, or it was begun with others.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--search", type=Path)
-    said, rest = parser.parse_known_args(argv)
-    names: dict[str, str] = {"prog": "tune.py", "description": DESCRIPTION}
-    run = load_run(rest, **names)
-    if not run.resume:
-        base = load_config(rest, **names)
-        file = said.search or default_search
-        if file is None:
-            raise ConfigError("--search must name a YAML file, see ray_jobs/configs/searches/")
-        return load_search(file), base
-    run_dir = Path(str(run.dir)).expanduser().resolve()
-    if not (run_dir / SEARCH).is_file():
-        raise ConfigError(f"run.resume: {run_dir / SEARCH} does not exist: there is no search here")
-    search = load_search(run_dir / SEARCH)
-    if said.search is not None and load_search(said.search) != search:
-        raise ConfigError(
-            f"--search cannot be changed in a resumed search: {said.search} differs from "
-            f"{run_dir / SEARCH}; leave it out, or begin another search"
-        )
-    begun = load_config(["--config", str(run_dir / BASE)], **names)
-    resumed = load_config(["--config", str(run_dir / BASE), *rest], **names)
-    if replace(resumed, run=begun.run) != begun:
-        raise ConfigError(
-            "run.resume: a search goes on with the configuration it was begun with; give no other "
-            "keys, or begin another search"
-        )
-    return search, resumed
-
-
 def load_search(file: Path) -> SearchConfig:
     """Read a search file.
 
@@ -90,7 +40,7 @@ def load_search(file: Path) -> SearchConfig:
     if not file.is_file():
         raise ConfigError(f"--search must name a YAML file, there is no {file}")
     try:
-        return load_settings(SearchConfig, ["--config", str(file)], prog="tune.py", description="")
+        return load_settings(SearchConfig, ["--config", str(file)], prog="tune", description="")
     except ConfigError as error:
         raise ConfigError(f"{file.name}: {error}") from error
 
@@ -143,10 +93,10 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
     results = json.loads((run_dir / RESULTS).read_text(encoding="utf-8"))
     _write_results(space, run_dir, results)
     if stopped:
-        raise InterruptedRunError(f"stopped; go on with: {_how_on(run_dir)}")
+        raise InterruptedRunError(f"stopped; go on with: {_resume_command(run_dir)}")
     if not judged(results["trials"]):
         raise RuntimeError(
-            f"no trial was measured, see {run_dir / RESULTS}; try again: {_how_on(run_dir)}"
+            f"no trial was measured, see {run_dir / RESULTS}; try again: {_resume_command(run_dir)}"
         )
     return Found(run_dir, results)
 
@@ -172,28 +122,5 @@ def _write_results(space: "Space", run_dir: Path, results: dict[str, Any]) -> No
         dump_config(found, run_dir / "best.yaml", leave_out=["run"])
 
 
-def _how_on(run_dir: Path) -> str:
-    return f"python ray_jobs/tune.py --run.dir {run_dir} --run.resume"
-
-
-def main(argv: Sequence[str], default_search: Path | None = None) -> int:
-    """The command `ray_jobs/tune.py`; returns its exit code."""
-    from timellama_dist.console.exit_codes import run_command
-
-    return run_command(lambda: _command(argv, default_search))
-
-
-def _command(argv: Sequence[str], default_search: Path | None) -> None:
-    from timellama_dist.report.search import best_lines
-
-    found = search(*read_arguments(argv, default_search))
-    print()
-    print(best_lines(found.results))
-    print()
-    for title, name in (
-        ("all trials", "summary.md"),
-        ("picture", "pareto.png"),
-        ("best", "best.yaml"),
-    ):
-        print(f"{title:<12}{found.run_dir / name}")
-    print(f"train it with: python ray_jobs/train.py --config {found.run_dir / 'best.yaml'}")
+def _resume_command(run_dir: Path) -> str:
+    return command_line("tune", "--run.dir", run_dir, "--run.resume")

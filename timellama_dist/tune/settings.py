@@ -41,16 +41,18 @@ class Distribution:
     """All there are of a choice, lower and upper end of the others."""
 
     @classmethod
-    def parse(cls, key: str, said: Mapping[str, Any]) -> Self:
+    def parse(cls, key: str, distribution: Mapping[str, Any]) -> Self:
         """Read `{loguniform: [1e-4, 1e-2]}`.
 
         Raises:
             ConfigError: an unknown kind, or nothing that it could draw.
         """
-        kind = next(iter(said), None)
-        if len(said) != 1 or kind not in KINDS:
-            raise ConfigError(f"space.{key} must be one of {', '.join(KINDS)}, got {dict(said)!r}")
-        values = said[kind]
+        kind = next(iter(distribution), None)
+        if len(distribution) != 1 or kind not in KINDS:
+            raise ConfigError(
+                f"space.{key} must be one of {', '.join(KINDS)}, got {dict(distribution)!r}"
+            )
+        values = distribution[kind]
         if not isinstance(values, list) or not values:
             raise ConfigError(f"space.{key}.{kind} must be a list of values, got {values!r}")
         if kind != "choice":
@@ -69,8 +71,8 @@ def _check_ends(key: str, kind: str, values: list[Any]) -> None:
     whole = kind.endswith("randint")
     number = int if whole else int | float
     if len(values) != 2 or not all(
-        isinstance(one, number) and not isinstance(one, bool) and math.isfinite(one)
-        for one in values
+        isinstance(end, number) and not isinstance(end, bool) and math.isfinite(end)
+        for end in values
     ):
         raise ConfigError(
             f"{key} must be two {'whole ' if whole else ''}numbers, its lower and upper end, got "
@@ -115,7 +117,7 @@ class SearchConfig:
     memory_gib: float | None = None
     """Of a worker's device; trials that need more aren't begun."""
     gpu: str | None = None
-    """Name of the workers' GPU that `timellama_dist.cli.plan` knows, to say so instead."""
+    """Name of the workers' GPU that `timellama plan` knows, to say so instead."""
     seed: int = 0
     """Seeds what is drawn; train.seed is another key."""
 
@@ -148,20 +150,24 @@ class SearchConfig:
     def distributions(self) -> dict[str, Distribution]:
         """Of the keys that differ between trials."""
         return {
-            key: Distribution.parse(key, said)
-            for key, said in self.space.items()
-            if isinstance(said, Mapping)
+            key: Distribution.parse(key, value)
+            for key, value in self.space.items()
+            if isinstance(value, Mapping)
         }
 
     @property
     def fixed(self) -> dict[str, Any]:
         """Keys that hold for every trial."""
-        return {key: said for key, said in self.space.items() if not isinstance(said, Mapping)}
+        return {key: value for key, value in self.space.items() if not isinstance(value, Mapping)}
 
     @property
     def mutated(self) -> dict[str, Distribution]:
         """What pbt and pb2 change."""
-        return {key: one for key, one in self.distributions.items() if key in CHANGEABLE}
+        return {
+            key: distribution
+            for key, distribution in self.distributions.items()
+            if key in CHANGEABLE
+        }
 
     @property
     def most_trials(self) -> int:
@@ -171,7 +177,7 @@ class SearchConfig:
         return 16 if self.num_trials is None else self.num_trials
 
     def _num_combinations(self) -> int:
-        return math.prod(len(one.values) for one in self.distributions.values())
+        return math.prod(len(choice.values) for choice in self.distributions.values())
 
     def _check_objectives(self) -> None:
         given = self.objectives
@@ -193,9 +199,11 @@ class SearchConfig:
                 f"num_trials must be left out of a grid, which has {self._num_combinations()} "
                 f"combinations; got {self.num_trials}"
             )
-        for key, one in self.distributions.items():
-            if one.kind != "choice":
-                raise ConfigError(f"space.{key} must be a choice in a grid, got {one.kind}")
+        for key, distribution in self.distributions.items():
+            if distribution.kind != "choice":
+                raise ConfigError(
+                    f"space.{key} must be a choice in a grid, got {distribution.kind}"
+                )
         if self._num_combinations() > _MOST_TRIALS:
             raise ConfigError(
                 f"space has {self._num_combinations()} combinations, a grid at most {_MOST_TRIALS}"
@@ -213,11 +221,10 @@ class SearchConfig:
                 f"scheduler: {self.scheduler} needs a key in space that may change while a trial "
                 f"goes on: {', '.join(CHANGEABLE)}"
             )
-        for key, one in self.mutated.items():
-            if self.scheduler == "pb2" and one.kind not in ("uniform", "loguniform"):
-                raise ConfigError(
-                    f"space.{key} must be uniform or loguniform for pb2, got {one.kind}"
-                )
+        for key, distribution in self.mutated.items():
+            kind = distribution.kind
+            if self.scheduler == "pb2" and kind not in ("uniform", "loguniform"):
+                raise ConfigError(f"space.{key} must be uniform or loguniform for pb2, got {kind}")
 
 
 def _check_key(key: str) -> None:

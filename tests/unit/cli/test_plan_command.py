@@ -1,4 +1,4 @@
-"""`python -m timellama_dist.plan`: tables, JSON, exit codes, one-line refusals."""
+"""`timellama plan`: tables, JSON, exit codes, one-line refusals."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ LLAMA_70B = {
 def large(tmp_path: Path) -> list[str]:
     path = tmp_path / "llama-70b.json"
     path.write_text(json.dumps(LLAMA_70B))
-    return ["--backbone-config", str(path), "--backbone.num_blocks", "80"]
+    return ["--backbone_config", str(path), "--backbone.num_blocks", "80"]
 
 
 def test_the_shipped_policies_are_those_of_the_files() -> None:
@@ -47,7 +47,7 @@ def test_a_named_shape_is_that_of_its_configuration(name: str) -> None:
 
 
 def test_a_run_that_fits_is_told_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--gpu", "a100-80g", "--num-gpus", "2"]) == 0
+    assert main(["--gpu", "a100-80g", "--num_gpus", "2"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     assert "4 of 30 blocks of smollm2-135m (nf4), 2 x a100-80g" in output.out
@@ -58,7 +58,7 @@ def test_a_run_that_fits_is_told_in_a_table(capsys: pytest.CaptureFixture[str]) 
 def test_json_says_for_each_policy_whether_it_fits(
     large: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--gpu", "h100-80g", "--num-gpus", "8", "--train.batch_size", "256", "--json"]
+    words = ["--gpu", "h100-80g", "--num_gpus", "8", "--train.batch_size", "256", "--json"]
     assert main([*words, *large]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["chosen"] == "zero3"
@@ -71,7 +71,7 @@ def test_json_says_for_each_policy_whether_it_fits(
 def test_what_cannot_fit_is_refused_in_one_line(
     large: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--gpu", "l4-24g", "--num-gpus", "8", "--train.batch_size", "256"]
+    words = ["--gpu", "l4-24g", "--num_gpus", "8", "--train.batch_size", "256"]
     assert main([*words, *large]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: deepspeed: zero3 needs ")
@@ -84,11 +84,11 @@ def test_what_cannot_fit_is_refused_in_one_line(
     [
         (["--gpu", "abacus"], "--gpu must be one of a100-40g, "),
         (["--gpu", "cpu", "--channels", "0"], "--channels must be at least 1, got 0"),
-        (["--gpu", "cpu", "--num-gpus", "7"], "scaling.num_workers must be a divisor of"),
+        (["--gpu", "cpu", "--num_gpus", "7"], "scaling.num_workers must be a divisor of"),
         (["--gpu", "cpu", "--train.seed", "x"], "train.seed must be int, got x"),
-        (["--gpu", "cpu", "--backbone.name", "a/b"], "give that by --backbone-config FILE"),
+        (["--gpu", "cpu", "--backbone.name", "a/b"], "give that by --backbone_config FILE"),
         (["--gpu", "cpu", "--backbone.name", "./b.gguf"], "the dimensions of './b.gguf' are not"),
-        (["--gpu", "cpu", "--backbone-config", "none.json"], "cannot read none.json: No such file"),
+        (["--gpu", "cpu", "--backbone_config", "none.json"], "cannot read none.json: No such file"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
@@ -113,7 +113,7 @@ def test_a_backbone_that_is_no_llama_is_refused(
 ) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA_70B | change))
-    assert main(["--gpu", "cpu", "--backbone-config", str(path)]) == 2
+    assert main(["--gpu", "cpu", "--backbone_config", str(path)]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from timellama_dist.cli.evaluate import main
 from timellama_dist.config.load import load_settings
 from timellama_dist.config.schema import DataSection, MixturePart
 from timellama_dist.errors import ConfigError
 from timellama_dist.evaluation.exported_model import ExportedModel
-from timellama_dist.evaluation.job import main
 from timellama_dist.evaluation.settings import EvaluateConfig
 from timellama_dist.model.card import DatasetCard, ModelCard
 

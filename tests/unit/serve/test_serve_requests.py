@@ -12,11 +12,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.support.forecasters import CONTEXT, HORIZON, SCALERS, forecaster, long_frame
+from timellama_dist.cli.serve import main
 from timellama_dist.data.prepared.scaling import Scaler
 from timellama_dist.errors import ConfigError
 from timellama_dist.forecast.forecaster import TimeLlamaForecaster
 from timellama_dist.serve.api import build_api
-from timellama_dist.serve.app import main
 from timellama_dist.serve.forecasts import answer
 from timellama_dist.serve.requests import ForecastRequest, RequestError, parse_request
 from timellama_dist.serve.settings import ServeConfig

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from timellama_dist.cli.train import read_arguments
 from timellama_dist.config.load import dump_config
 from timellama_dist.config.schema import (
     BackboneSection,
@@ -16,7 +17,6 @@ from timellama_dist.config.schema import (
     TrainSection,
 )
 from timellama_dist.errors import ConfigError
-from timellama_dist.train.driver import read_arguments
 from timellama_dist.train.resume import check_resumed
 
 

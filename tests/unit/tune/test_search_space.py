@@ -14,7 +14,7 @@ from timellama_dist.tune.search import load_search
 from timellama_dist.tune.settings import SearchConfig
 from timellama_dist.tune.space import Space, find_memory
 
-SEARCHES = sorted((Path(__file__).parents[3] / "ray_jobs/configs/searches").glob("*.yaml"))
+SEARCHES = sorted((Path(__file__).parents[3] / "timellama_dist/recipes/searches").glob("*.yaml"))
 SPACE = {
     "dlora.num_experts": {"choice": [1, 2]},
     "dlora.top_n": {"choice": [2, 8, 14]},
@@ -75,7 +75,7 @@ def test_a_value_that_no_trial_can_have_is_refused_by_its_key(
 
 @pytest.mark.parametrize("file", SEARCHES, ids=lambda file: file.stem)
 def test_every_shipped_search_can_be_run(base: RunConfig, file: Path) -> None:
-    assert f"--search ray_jobs/configs/searches/{file.name}" in file.read_text()
+    assert f"timellama tune --search {file.stem}" in file.read_text()
     searched = load_search(file)
     started = config_from_flat(searched.fixed, base)
     Space(search=searched, base=started, num_channels=3).check()

@@ -94,7 +94,7 @@ class Manifest:
         if not file.is_file():
             raise DataError(
                 f"{folder}: no {MANIFEST_NAME}, so this is not a prepared data set; "
-                "ray_jobs/prepare.py makes one of a CSV or Parquet table"
+                "the command `prepare` makes one of a CSV or Parquet table"
             )
         text = file.read_text()
         try:

@@ -113,7 +113,7 @@ def decide_columns(sample: pa.Table, place: str, options: TableOptions) -> Colum
         if options.frequency is None:
             raise DataError(
                 f"{place}: a row holds a whole series and no times (data.layout=rows): give "
-                "data.frequency, for example h, or prepare it first (prepare.py --frequency h)"
+                "data.frequency, for example h, or prepare it first with it"
             )
         return Columns(layout="rows", time=None, values=("y",), cells=tuple(names[1:]))
     long = ID_COLUMN in names

@@ -1,12 +1,14 @@
-"""What `tune.py` is told, and what a resumed search may be told."""
+"""What `timellama tune` is told, and what a resumed search may be told."""
 
 from pathlib import Path
 
 import pytest
 
+from timellama_dist.cli.tune import read_arguments
 from timellama_dist.config.load import dump_config, dump_settings
 from timellama_dist.errors import ConfigError
-from timellama_dist.tune.search import BASE, SEARCH, load_search, read_arguments
+from timellama_dist.recipes import SEARCHES
+from timellama_dist.tune.search import BASE, SEARCH, load_search
 
 SPACE = "space: {dlora.rank: {choice: [2, 4]}}\n"
 
@@ -33,14 +35,19 @@ def test_a_search_file_and_keys_of_a_run_are_read(file: Path) -> None:
     search, base = read_arguments(["--search", str(file), "--train.seed", "3"])
     assert search.distributions["dlora.rank"].values == (2, 4)
     assert base.train.seed == 3
-    assert read_arguments(["--train.seed", "3"], default_search=file) == (search, base)
     with pytest.raises(ConfigError, match=r"^--search must name a YAML file"):
-        read_arguments([])
+        read_arguments(["--search", "nowhere.yaml"])
+
+
+def test_a_search_is_the_small_one_unless_it_is_named() -> None:
+    small, pareto = (load_search(SEARCHES.files[name]) for name in ("small", "pareto"))
+    assert read_arguments([])[0] == small
+    assert read_arguments(["--search", "pareto"])[0] == pareto
 
 
 def test_a_resumed_search_is_what_it_was_begun_with(begun: Path, file: Path) -> None:
     again = ["--run.dir", str(begun), "--run.resume"]
-    search, base = read_arguments(again, default_search=Path("another.yaml"))
+    search, base = read_arguments(again)
     assert search == load_search(file)
     assert base.train.seed == 3
     assert base.run.resume
