@@ -82,9 +82,10 @@ def read_config(folder: str | Path, num_blocks: int | None = None) -> "LlamaConf
         )
     from transformers import LlamaConfig
 
+    from timellama_dist.compat.transformers import forget_origin
+
     config = LlamaConfig.from_pretrained(folder)
-    # Else PEFT writes this machine's path into every adapter it saves.
-    config._name_or_path = ""
+    forget_origin(config)
     if num_blocks is not None:
         if not 1 <= num_blocks <= config.num_hidden_layers:
             raise ConfigError(

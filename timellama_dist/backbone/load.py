@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from timellama_dist.backbone.folder import read_config, resolve_backbone
 from timellama_dist.backbone.nf4 import empty_linear4bit, quantise
 from timellama_dist.backbone.weights import Checkpoint, RandomWeights, WeightSource
+from timellama_dist.compat.transformers import use_sdpa
 from timellama_dist.errors import CheckpointError
 
 __all__ = [
@@ -69,7 +70,7 @@ def load_backbone(
     """
     config = read_config(folder, num_blocks)
     config.use_cache = False
-    config._attn_implementation = "sdpa"
+    use_sdpa(config)
     config.dtype = dtype
     with torch.device("meta"):
         model = LlamaModel(config)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-HF_CHECKPOINT = "_gradient_checkpointing_func"
+from timellama_dist.compat.transformers import checkpoint_function, set_checkpoint_function
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def checkpoint_with_gates(block: nn.Module, state: BlockState) -> None:
     transformers sets it anew whenever checkpointing is enabled, possibly after the adapter was
     added, so this is looked at before each forward pass.
     """
-    checkpoint = block.__dict__.get(HF_CHECKPOINT)
+    checkpoint = checkpoint_function(block)
     if checkpoint is not None and not isinstance(checkpoint, CheckpointWithGates):
-        setattr(block, HF_CHECKPOINT, CheckpointWithGates(checkpoint, state))
+        set_checkpoint_function(block, CheckpointWithGates(checkpoint, state))
 
 
 def checkpoint_without_gates(block: nn.Module) -> None:
     """Give the block its own checkpointing function back."""
-    checkpoint = block.__dict__.get(HF_CHECKPOINT)
+    checkpoint = checkpoint_function(block)
     if isinstance(checkpoint, CheckpointWithGates):
-        setattr(block, HF_CHECKPOINT, checkpoint.checkpoint)
+        set_checkpoint_function(block, checkpoint.checkpoint)

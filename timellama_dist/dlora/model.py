@@ -1,4 +1,7 @@
-"""DLoraModel: wraps a transformer's linears and gives each of its blocks a router."""
+"""DLoraModel: wraps a transformer's linears and gives each of its blocks a router.
+
+Its import makes PEFT know the method.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +12,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from timellama_dist.compat.peft import register_method
 from timellama_dist.dlora.block import Routing, checkpoint_without_gates
-from timellama_dist.dlora.config import DLoraConfig
+from timellama_dist.dlora.config import PEFT_TYPE, DLoraConfig
 from timellama_dist.dlora.layer import MERGE_REFUSAL, BlockRouter, DLoraLayer, DLoraLinear
 from timellama_dist.dlora.router import RouterStatistics, balance_loss, entropy
 from timellama_dist.dlora.slots import find_slots
@@ -249,3 +253,11 @@ class DLoraModel(BaseTuner):
                 "use set_adapter() and one batch per adapter"
             )
         yield
+
+
+def register_with_peft() -> None:
+    """Enter D-LoRA into PEFT's tables of methods; calling it again changes nothing."""
+    register_method(PEFT_TYPE, DLoraConfig, DLoraModel)
+
+
+register_with_peft()

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from timellama_dist.compat.peft import is_targeted
 from timellama_dist.dlora.config import DLoraConfig
 from timellama_dist.dlora.layer import DLoraLayer
 from timellama_dist.dlora.settings import check_top_n
@@ -41,7 +41,7 @@ def find_slots(config: DLoraConfig, model: nn.Module) -> dict[str, Slot]:
         if isinstance(module, DLoraLayer):
             adapted.append(f"{name}.")
         inside_adapter = name.startswith(tuple(adapted))
-        if inside_adapter or not BaseTuner._check_target_module_exists(config, name):
+        if inside_adapter or not is_targeted(config, name):
             continue
         blocks.setdefault(find_block(model, name), []).append(name)
     counts = {block: len(targets) for block, targets in blocks.items()}

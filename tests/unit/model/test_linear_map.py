@@ -10,14 +10,11 @@ import torch
 
 from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection, RunConfig
 from timellama_dist.evaluation.windows import evaluate
+from timellama_dist.model.build import build_model
 from timellama_dist.model.linear_fit import fill_missing
-from timellama_dist.model.linear_map import LinearShortcut, fill_forward
-from timellama_dist.model.timellama import (
-    TimeLlama,
-    build_model,
-    path_shares,
-    with_path_share,
-)
+from timellama_dist.model.linear_map import LinearMap, fill_forward
+from timellama_dist.model.linear_plus_llm import path_shares, with_path_share
+from timellama_dist.model.timellama import TimeLlama
 
 CONTEXT, HORIZON = 12, 4
 
@@ -78,9 +75,9 @@ def test_the_first_step_moves_the_head_and_a_trainable_map(tiny_llama: Path) -> 
 
 def test_a_frozen_map_keeps_its_precision_where_the_model_is_cast() -> None:
     map_LH = random_map()
-    frozen = LinearShortcut(map_LH, (CONTEXT, HORIZON)).bfloat16()
+    frozen = LinearMap(map_LH, (CONTEXT, HORIZON)).bfloat16()
     assert torch.equal(frozen.map_LH, map_LH)
-    trained = LinearShortcut(map_LH, (CONTEXT, HORIZON), trainable=True).bfloat16()
+    trained = LinearMap(map_LH, (CONTEXT, HORIZON), trainable=True).bfloat16()
     assert trained.map_LH.dtype == torch.bfloat16
     past = torch.randn(2, CONTEXT, 3)
     assert trained(past, past.mean(dim=1, keepdim=True)).dtype == torch.float32
@@ -133,6 +130,7 @@ def test_the_path_is_divided_only_beside_a_map_that_stays() -> None:
 
 def test_without_a_shortcut_there_is_none(tiny_llama: Path) -> None:
     plain = model(tiny_llama, None)
-    assert not plain.shortcuts
+    assert type(plain) is TimeLlama
+    assert not [name for name in plain.state_dict() if name.startswith("shortcuts.")]
     assert plain.head.weight.any()
     assert replace(ModelSection()).shortcut == "none"
