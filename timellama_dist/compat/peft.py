@@ -1,13 +1,12 @@
 """Calls of PEFT (0.21) that its documentation doesn't promise."""
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import peft.mapping
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
+from torch import nn
 
 
 def register_method(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
@@ -41,23 +40,6 @@ def wrap_with_adapter(model: nn.Module, config: PeftConfig) -> PeftModel:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        wrapped: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+        wrapped: Any = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
-
-
-def save_adapter(model: PeftModel, weights: dict[str, Tensor], folder: Path) -> None:
-    """Save an adapter in PEFT's format, asking no hub and leaving no model card.
-
-    PEFT looks for the base model's vocabulary at a hub and warns where it can't, but the base is
-    ours to name; and its card is a template with nothing filled in.
-
-    Args:
-        model: with the adapter; its weights may be sharded.
-        weights: the adapter's, whole, by the PeftModel's names.
-        folder: where to write.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(str(folder), state_dict=weights)
-    (folder / "README.md").unlink(missing_ok=True)

@@ -36,8 +36,9 @@ def use_sdpa(config: LlamaConfig) -> None:
 
 
 def forget_origin(config: LlamaConfig) -> None:
-    """Take the folder that a configuration was read from out of it.
+    """Take out of a configuration where its model once came from.
 
-    PEFT writes `_name_or_path` into every adapter that it saves: it would be this machine's path.
+    Files of transformers 4 hold a `_name_or_path`, often a folder of the machine that wrote them.
+    PEFT copies it into every adapter that it saves, and reads it there as the base model's name.
     """
     config._name_or_path = ""

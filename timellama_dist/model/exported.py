@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from timellama_dist.backbone.fingerprint import find_backbone
-from timellama_dist.compat.peft import save_adapter
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError
 from timellama_dist.model.build import build_model
@@ -81,7 +80,9 @@ def save_model(
         adapter = {
             n.removeprefix(_BACKBONE): w for n, w in weights.items() if _in_adapter(model, n)
         }
-        save_adapter(model.backbone, adapter, folder / "adapter")
+        model.backbone.save_pretrained(str(folder / "adapter"), state_dict=adapter)
+        # PEFT's template of a model card, with nothing filled in.
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)
     content = {
         "schema_version": SCHEMA_VERSION,
         **asdict(card),

@@ -1,21 +1,13 @@
 """PEFT still has what `compat.peft` takes of it."""
 
 import warnings
-from pathlib import Path
 
 import peft
 import pytest
-import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from timellama_dist.compat.peft import (
-    is_targeted,
-    register_method,
-    save_adapter,
-    wrap_with_adapter,
-)
+from timellama_dist.compat.peft import is_targeted, register_method, wrap_with_adapter
 
 
 def llama() -> LlamaModel:
@@ -83,17 +75,3 @@ def test_wrapping_warns_of_nothing() -> None:
     # The reason to suppress it is gone as soon as PEFT itself is silent.
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
         peft.get_peft_model(llama(), config)
-
-
-def test_an_adapter_is_saved_without_a_word_or_a_card(tmp_path: Path) -> None:
-    wrapped = wrap_with_adapter(llama(), peft.LoraConfig(target_modules=["q_proj"]))
-    weights = {name: torch.full_like(p, 2.0) for name, p in wrapped.named_parameters()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        save_adapter(wrapped, weights, tmp_path)
-    names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    assert len(saved) == 2
-    assert all((weight == 2.0).all() for weight in saved.values())
-    assert str(Path.cwd()) not in (tmp_path / "adapter_config.json").read_text()
