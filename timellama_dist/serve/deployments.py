@@ -85,7 +85,7 @@ class ForecastModel:
 
 @serve.ingress()
 class ForecastRoutes:
-    """The routes of `serve_api`, with the model behind them."""
+    """The routes of `api`, with the model behind them."""
 
     def __init__(self, config: ServeConfig, models: DeploymentHandle) -> None:
         self.config = config

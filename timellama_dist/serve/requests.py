@@ -1,7 +1,7 @@
 """What the server is asked and answers, as JSON: the schema, and what is wrong with a request.
 
 What only the model can tell (its channels, its step, how much past it needs) is checked in
-`serve_forecasts`.
+`checks`.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """A middleware of Serve's HTTP proxy: a request whose replica dies is sent to another one.
 
-A proxy hands a request to a replica of the routes (`serve_api`) and answers 500 if that process
+A proxy hands a request to a replica of the routes (`api`) and answers 500 if that process
 dies before it has answered. Forecasts change nothing, so the request can be sent again. Serve takes
 middlewares by an environment variable alone, `PROXY_CALLBACK`, which must be set where it starts.
 """
