@@ -1,4 +1,4 @@
-"""What a block's router and linears share during a forward pass, also under checkpointing.
+"""The state that a block's router and linears share in a forward pass, also under checkpointing.
 
 Gradient checkpointing runs a block's forward twice, the second time during backward. The router
 runs before the block, outside of what is checkpointed, hence once; its gates must then reach the
@@ -44,7 +44,7 @@ class BlockState:
         return BlockState, ()
 
     def gates_of(self, adapter_name: str) -> Tensor:
-        """The gates of an adapter, shape (modules, batch, 1, experts * rank).
+        """Return the gates of an adapter, shape (modules, batch, 1, experts * rank).
 
         Raises:
             RuntimeError: when no forward pass of the block is under way.

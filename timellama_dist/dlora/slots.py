@@ -1,4 +1,4 @@
-"""Where in a model's blocks the linears stand that a configuration targets."""
+"""Finds where in a model's blocks the linears stand that a configuration targets."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from timellama_dist.errors import ConfigError
 
 
 class Slot(NamedTuple):
-    """Where a linear stands: its block's name, its position in it, the block's linears."""
+    """A linear's place: its block's name, its position in it, the number of the block's linears."""
 
     block: str
     position: int
@@ -64,7 +64,7 @@ def find_slots(config: DLoraConfig, model: nn.Module) -> dict[str, Slot]:
 
 
 def find_block(model: nn.Module, target: str) -> str:
-    """Name of the innermost `nn.ModuleList` entry that holds the module named `target`.
+    """Name the innermost `nn.ModuleList` entry that holds the module named `target`.
 
     Raises:
         ConfigError: when there is none.
