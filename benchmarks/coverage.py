@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--level", type=float, nargs="+", default=[80, 95])
     arguments = parser.parse_args(argv)
     forecaster = TimeLlamaForecaster.load(arguments.model)
-    known = forecaster.known(None)
+    known = forecaster.dataset(None)
     reader = SeriesReader(arguments.data)
     config = RunConfig.from_dict(forecaster.card.config)
     rows, horizon, context_len = (

@@ -20,7 +20,8 @@ from benchmarks.measuring import alternate, base_config, paired, spread, write_r
 from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.dlora.settings import LLAMA_LINEARS
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.build import build_model
+from timellama_dist.model.timellama import TimeLlama
 
 CHANNELS = 6
 

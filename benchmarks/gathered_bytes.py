@@ -21,7 +21,7 @@ from timellama_dist.backbone.folder import read_config, resolve_backbone
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.model.timellama import build_model
+from timellama_dist.model.build import build_model
 from timellama_dist.train.worker.engine import block_sharder, initialize_engine, prepare_process
 
 CHANNELS, WORLD_SIZE = 6, 2

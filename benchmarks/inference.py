@@ -31,9 +31,10 @@ from timellama_dist.backbone.folder import read_config, resolve_backbone
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
+from timellama_dist.model.build import build_model
 from timellama_dist.model.inference import freeze_for_inference
 from timellama_dist.model.prompts import task_prompt
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.timellama import TimeLlama
 
 OURS = "Time-LlaMA"
 DESCRIPTION = DATASETS["epf"].prompt

@@ -29,7 +29,7 @@ from benchmarks.measuring import base_config, write_results
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.model.timellama import build_model, parameter_counts
+from timellama_dist.model.build import build_model, parameter_counts
 from timellama_dist.train.worker.engine import block_sharder, initialize_engine, prepare_process
 
 CHANNELS, WORLD_SIZE, VOCABULARY = 3, 2, 512

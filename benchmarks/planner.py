@@ -29,7 +29,7 @@ from benchmarks.measuring import base_config, write_results
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.model.timellama import build_model
+from timellama_dist.model.build import build_model
 from timellama_dist.planning.estimate import estimate
 from timellama_dist.planning.hardware import find_hardware
 from timellama_dist.planning.policy import POLICIES

@@ -33,7 +33,8 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.windows.orders import TrainOrder
 from timellama_dist.data.windows.reader import WindowReader
 from timellama_dist.evaluation.windows import Batch
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.build import build_model
+from timellama_dist.model.timellama import TimeLlama
 from timellama_dist.train.checkpoint.state import Progress
 from timellama_dist.train.plan import plan_run
 from timellama_dist.train.worker.engine import initialize_engine, prepare_process

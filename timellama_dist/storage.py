@@ -1,7 +1,7 @@
 """Places that hold files: a local path, or a URI of object storage through pyarrow.
 
 `s3://bucket/key`, `gs://...` and whatever else `pyarrow.fs.FileSystem.from_uri` knows; an S3 server
-of one's own by `AWS_ENDPOINT_URL` or `?endpoint_override=...&scheme=http`. Credentials belong into
+of your own by `AWS_ENDPOINT_URL` or `?endpoint_override=...&scheme=http`. Credentials belong into
 the environment: a process elsewhere finds its own.
 """
 
@@ -29,6 +29,7 @@ from pyarrow.fs import (
     S3FileSystem,
 )
 
+from timellama_dist.compat.pyarrow import failure_cause, s3_options
 from timellama_dist.errors import DataError
 
 # At least two letters: C:/ is a drive.
@@ -40,18 +41,6 @@ _BUCKETS = ("s3", "gcs")
 _S3_PATIENCE = {"connect_timeout": 3.0, "request_timeout": 3.0}
 _S3_ATTEMPTS = 3
 _GS_PATIENCE_S = 5
-
-_CAUSES = (
-    (r"NO_SUCH_BUCKET|Bucket '.*' not found", "there is no such bucket"),
-    (r"INVALID_ACCESS_KEY_ID", "the access key is unknown there (AWS_ACCESS_KEY_ID)"),
-    (r"SIGNATURE_DOES_NOT_MATCH", "the secret key is wrong (AWS_SECRET_ACCESS_KEY)"),
-    (
-        r"ACCESS_DENIED|HTTP status 403|PERMISSION_DENIED|UNAUTHENTICATED",
-        "access denied; no credentials were found, or they don't allow it",
-    ),
-    (r"Unrecognized filesystem", "there is no file system of that name"),
-    (r"Path does not exist|NotFound|NO_SUCH_KEY", "no such file or folder"),
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +68,7 @@ class Place:
         return f"Place({str(self)!r})"
 
     def __truediv__(self, child: str) -> Self:
-        """The place below this one; `child` is a plain name or relative path, not a URI's."""
+        """Return a place below this; `child` is a plain name or relative path, not a URI's."""
         if self.is_local:
             return type(self)(str(Path(self.uri) / child))
         location, mark, query = self.uri.partition("?")
@@ -91,7 +80,7 @@ class Place:
 
     @property
     def has_credentials(self) -> bool:
-        """Does the URI hold a user's key or password?"""
+        """Whether the URI holds a user's key or password."""
         return not self.is_local and ":" in self._parts()[1].rpartition("@")[0]
 
     @property
@@ -127,7 +116,7 @@ class Place:
         return PurePosixPath(self.name).suffix
 
     def exists(self) -> bool:
-        """Is there a file or folder? DataError if the bucket itself is missing."""
+        """Tell whether there is a file or folder; DataError if the bucket itself is missing."""
         return self._info().type != FileType.NotFound
 
     def is_dir(self) -> bool:
@@ -137,7 +126,7 @@ class Place:
         return self._info().type == FileType.File
 
     def size(self) -> int:
-        """Bytes of the file.
+        """Return the bytes of the file.
 
         Raises:
             DataError: no such file.
@@ -145,23 +134,23 @@ class Place:
         return int(self._file_info().size)
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
-        """Bytes of files below this folder, asked for all at once; None for what is no file."""
-        with _told(self, "read"):
+        """Ask for the bytes of files below this folder, all at once; None for what is no file."""
+        with _one_line(self, "read"):
             infos = self.filesystem.get_file_info([(self / name).path for name in names])
         return [info.size if info.type == FileType.File else None for info in infos]
 
     def children(self) -> list[Self]:
-        """What lies directly in this folder, by name.
+        """List what lies directly in this folder, by name.
 
         Raises:
             DataError: no such folder.
         """
-        with _told(self, "listed"):
+        with _one_line(self, "listed"):
             infos = self.filesystem.get_file_info(FileSelector(self.path))
         return [self / name for name in sorted(info.base_name for info in infos)]
 
     def fingerprint(self) -> str:
-        """What changes when the file does: its size, and its etag or else its time.
+        """Return a text that changes when the file does: its size, and its etag or else its time.
 
         Raises:
             DataError: no such file.
@@ -173,25 +162,25 @@ class Place:
         return f"{info.size}-{info.mtime_ns if etag is None else etag.decode()}"
 
     def open_input_file(self) -> pa.NativeFile:
-        """The file, seekable, its bytes as they are.
+        """Open the file, seekable, its bytes as they are.
 
         Raises:
             DataError: it cannot be opened.
         """
-        with _told(self, "read"):
+        with _one_line(self, "read"):
             return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:
-        """The whole file.
+        """Read the whole file.
 
         Raises:
             DataError: it cannot be read.
         """
-        with _told(self, "read"), self.open_input_file() as file:
+        with _one_line(self, "read"), self.open_input_file() as file:
             return file.read()
 
     def read_text(self) -> str:
-        """The whole file, in UTF-8.
+        """Read the whole file, in UTF-8.
 
         Raises:
             DataError: it cannot be read, or is of another encoding.
@@ -203,14 +192,14 @@ class Place:
 
     @contextmanager
     def open_output_stream(self) -> Iterator[pa.NativeFile]:
-        """A stream whose file appears, or replaces another, when the block ends.
+        """Open a stream whose file appears, or replaces another, when the block ends.
 
         A block that raises leaves no half file; remotely also not the one it would have replaced.
 
         Raises:
             DataError: the storage doesn't take it.
         """
-        with _told(self, "written"):
+        with _one_line(self, "written"):
             draft = self.path
             if self.is_local:
                 folder, name = os.path.split(draft)
@@ -253,7 +242,7 @@ class Place:
         Raises:
             DataError: it cannot be made.
         """
-        with _told(self, "made"):
+        with _one_line(self, "made"):
             if self.is_local:
                 _make_folder(self.path)
             else:
@@ -266,36 +255,36 @@ class Place:
             DataError: the storage refuses.
         """
         info = self._info()
-        with _told(self, "deleted"):
+        with _one_line(self, "deleted"):
             if info.type == FileType.Directory:
                 self.filesystem.delete_dir(self.path)
             elif info.type != FileType.NotFound:
                 self.filesystem.delete_file(self.path)
 
     def _parts(self) -> tuple[str, str, str, str]:
-        """Scheme, authority, key (as quoted) and query of the URI."""
+        """Split the URI into scheme, authority, key (as quoted) and query."""
         location, _, query = self.uri.partition("?")
         scheme, _, rest = location.partition("://")
         authority, _, key = rest.partition("/")
         return scheme, authority, key, query
 
     def _connected(self) -> tuple[FileSystem, str]:
-        """The file system, and the path of its top."""
+        """Return the file system, and the path of its top."""
         if self.is_local:
             return _LOCAL, ""
         scheme, authority, _, query = self._parts()
-        with _told(self, "reached"):
+        with _one_line(self, "reached"):
             return _connect(f"{scheme}://{authority}{'?' if query else ''}{query}")
 
     def _info(self) -> FileInfo:
-        with _told(self, "read"):
+        with _one_line(self, "read"):
             info = self.filesystem.get_file_info(self.path)
             if info.type == FileType.NotFound and self._lacks_bucket():
                 raise FileNotFoundError(f"Bucket '{self.path}' not found")
             return info
 
     def _lacks_bucket(self) -> bool:
-        """Storage tells a missing bucket like a missing file."""
+        """Tell whether the bucket itself is missing, which storage reports like a missing file."""
         if self.filesystem.type_name not in _BUCKETS:
             return False
         # Who may use a bucket's files may not be allowed to ask about the bucket.
@@ -315,7 +304,7 @@ Location = str | Path | Place
 
 
 def open_place(location: Location) -> Place:
-    """The place of a local path (`~` stands for the home folder) or of a URI.
+    """Return the place of a local path (`~` stands for the home folder) or of a URI.
 
     Asks the storage nothing yet.
     """
@@ -351,7 +340,7 @@ _LOCAL = LocalFileSystem()
 
 @lru_cache
 def _connect(root: str) -> tuple[FileSystem, str]:
-    """The file system of a URI without key, and the path of its top."""
+    """Connect to the file system of a URI without key; return it and the path of its top."""
     if root.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in root:
         root += f"{'&' if '?' in root else '?'}retry_limit_seconds={_GS_PATIENCE_S}"
     try:
@@ -361,7 +350,7 @@ def _connect(root: str) -> tuple[FileSystem, str]:
         raise OSError(re.sub(r"//[^/\s]*@", "//", str(error))) from None
     if isinstance(filesystem, S3FileSystem):
         # A URI has no word for timeouts: take what pyarrow read from it, and add them.
-        options = filesystem.__reduce__()[1][0]
+        options = s3_options(filesystem)
         filesystem = S3FileSystem(
             # A small file is one put, not an upload of one part.
             **(options | _S3_PATIENCE | {"allow_delayed_open": True, "proxy_options": None}),
@@ -371,28 +360,12 @@ def _connect(root: str) -> tuple[FileSystem, str]:
 
 
 @contextmanager
-def _told(place: Place, deed: str) -> Iterator[None]:
+def _one_line(place: Place, deed: str) -> Iterator[None]:
     """Turn a failure of the storage into one line that names the place and the cause."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{place}: cannot be {deed}: {_cause(error)}") from error
-
-
-def _cause(error: Exception) -> str:
-    text = str(error)
-    for pattern, cause in _CAUSES:
-        if re.search(pattern, text):
-            return cause
-    if found := re.search(r"curlCode: \d+, (.*?)(?:; Details: (.*))?$", text, flags=re.MULTILINE):
-        return f"nothing answers: {found[2] or found[1]}"
-    if found := re.search(r"CURL error \[\d+\]=(.*?) error_info", text):
-        return f"nothing answers: {found[1]}"
-    if found := re.search(r"AWS Error (\w+).*? operation: (.*?)(?: \(Request ID|$)", text):
-        return f"{found[2]} ({found[1]})"
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return text.splitlines()[0]
+        raise DataError(f"{place}: cannot be {deed}: {failure_cause(error)}") from error
 
 
 def _make_folder(path: str) -> None:

@@ -50,7 +50,7 @@ def test_the_train_job_runs_in_bf16_on_every_gpu(
 
 def test_the_forecast_on_the_gpu_equals_the_cpu_s(tiny_llama: Path) -> None:
     from timellama_dist.config.load import config_from_flat
-    from timellama_dist.model.timellama import build_model
+    from timellama_dist.model.build import build_model
 
     config = config_from_flat(
         {

@@ -127,7 +127,7 @@ def test_training_the_forecaster_the_job_and_the_server_agree(
     scale = np.abs(truth_NCH).max()
     np.testing.assert_allclose(http_NCH, api_NCH, rtol=0, atol=1e-6 * scale)
     np.testing.assert_allclose(job_NCH, api_NCH, rtol=0, atol=1e-6 * scale)
-    scaler = own.known(None).scalers["waves"]
+    scaler = own.dataset(None).scalers["waves"]
     metrics = json.loads((run_dir / "metrics.json").read_text())["test"]
     for forecast_NCH in (api_NCH, http_NCH, job_NCH):
         error = (forecast_NCH - truth_NCH) / scaler.std[:, None]

@@ -22,7 +22,8 @@ from timellama_dist.config.schema import (
     TrainSection,
 )
 from timellama_dist.data.windows.orders import TrainOrder
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.build import build_model
+from timellama_dist.model.timellama import TimeLlama
 from timellama_dist.train.worker.engine import block_sharder, initialize_engine, prepare_process
 
 NUM_WINDOWS, CHANNELS = 40, 3
@@ -32,7 +33,7 @@ _IMPORTED_ONCE = [
     "timellama_dist.train.checkpoint.state",
     "timellama_dist.train.worker.loop",
 ]
-multiprocessing.set_forkserver_preload([*_IMPORTED_ONCE, "timellama_dist.model.timellama"])
+multiprocessing.set_forkserver_preload([*_IMPORTED_ONCE, "timellama_dist.model.build"])
 
 
 def windows(config: RunConfig) -> dict[str, np.ndarray]:

@@ -15,9 +15,9 @@ from timellama_dist.config.schema import (
 )
 from timellama_dist.data.prepared.scaling import Scaler
 from timellama_dist.forecast.forecaster import TimeLlamaForecaster
+from timellama_dist.model.build import build_model
 from timellama_dist.model.card import DatasetCard, ModelCard
 from timellama_dist.model.intervals import LEVELS
-from timellama_dist.model.timellama import build_model
 
 CONTEXT, HORIZON = 12, 4
 PROMPT = "the price of a b"

@@ -17,10 +17,10 @@ from timellama_dist.config.schema import (
     ModelSection,
     RunConfig,
 )
+from timellama_dist.model.build import build_model
 from timellama_dist.model.card import DatasetCard, ModelCard
 from timellama_dist.model.exported import save_model
 from timellama_dist.model.intervals import LEVELS
-from timellama_dist.model.timellama import build_model
 
 CONTEXT, HORIZON, SERIES = 24, 6, 23
 

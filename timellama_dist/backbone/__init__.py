@@ -1,1 +1,1 @@
-"""The frozen LLM: found, read block by block, quantised, fingerprinted."""
+"""The frozen LLM: its folder, its weights block by block, NF4, its fingerprint."""

@@ -1,4 +1,4 @@
-"""Tells a frozen backbone from any other of the same shape: checkpoints and models hold none."""
+"""Tells a frozen backbone from others of its shape: checkpoints and exported models hold none."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import torch
 from transformers import LlamaModel
 
 from timellama_dist.backbone.folder import read_config, resolve_backbone
-from timellama_dist.backbone.weights import Checkpoint
+from timellama_dist.backbone.weights import PretrainedWeights
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError
 from timellama_dist.storage import Location
 
 
 def backbone_fingerprint(config: RunConfig, folder: Path) -> str | None:
-    """A hash of what a run reads of its backbone's folder: the blocks used, the prompts' table.
+    """Hash what a run reads of its backbone's folder: the blocks used, the prompts' table.
 
-    It is of the stored numbers, so device, precision and quantisation don't matter.
+    The hash is of the stored numbers, so device, precision and quantisation don't matter.
 
     Args:
         config: the run.
@@ -35,7 +35,7 @@ def backbone_fingerprint(config: RunConfig, folder: Path) -> str | None:
         names += [name for name, _ in llama.named_parameters() if not name.startswith("embed_")]
     if config.model.alignment or config.model.prefix:
         names.append("embed_tokens.weight")
-    return Checkpoint(folder).fingerprint(names) if names else None
+    return PretrainedWeights(folder).sampled_sha256(names) if names else None
 
 
 def check_backbone(
@@ -56,18 +56,18 @@ def check_backbone(
         ConfigError: as `backbone_fingerprint`.
         CheckpointError: another backbone, or as `backbone_fingerprint`.
     """
-    found = backbone_fingerprint(config, folder)
-    if expected is not None and found != expected:
+    fingerprint = backbone_fingerprint(config, folder)
+    if expected is not None and fingerprint != expected:
         raise CheckpointError(
             f"backbone.name: {config.backbone.name!r} has other weights now than those {owner} was "
-            f"trained with: fingerprint {found}, not {expected} (read from {folder}); put the "
-            "former ones back, or train anew"
+            f"trained with: fingerprint {fingerprint}, not {expected} (read from {folder}); "
+            "put the former ones back, or train anew"
         )
-    return found
+    return fingerprint
 
 
 def find_backbone(config: RunConfig, expected: str | None, location: Location) -> Path:
-    """The local folder of the backbone that an exported model was trained with.
+    """Find the local folder of the backbone that an exported model was trained with.
 
     Args:
         config: the run that made it.
@@ -76,7 +76,7 @@ def find_backbone(config: RunConfig, expected: str | None, location: Location) -
 
     Raises:
         CheckpointError: there is another backbone now.
-        ConfigError: it can't be had.
+        ConfigError: the backbone can't be had.
     """
     folder = resolve_backbone(config.backbone.name, config.backbone.revision)
     check_backbone(config, folder, expected, owner=f"the model in {location}")

@@ -1,4 +1,4 @@
-"""Where a backbone lies, and its configuration; no weight is read, and torch only where needed."""
+"""Resolves a backbone's folder and reads its configuration, but no weight."""
 
 import json
 import re
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def resolve_backbone(name: str, revision: str | None = None) -> Path:
-    """The local folder of a backbone, fetched or converted if need be.
+    """Resolve a backbone's local folder; fetch or convert it if need be.
 
     Args:
         name: a known asset, a folder, a `.gguf` file or a hub name (`owner/name`).
         revision: branch, tag or commit; of a hub name only.
 
     Raises:
-        ConfigError: it is none of them, or cannot be fetched.
+        ConfigError: the name is none of them, or its backbone cannot be fetched.
     """
     if name in BACKBONES:
         return fetch_backbone(name)
@@ -31,9 +31,9 @@ def resolve_backbone(name: str, revision: str | None = None) -> Path:
         if not path.is_file():
             raise ConfigError(f"backbone.name: no such file: {name}")
         return convert_gguf(path)
-    known = f"a known backbone ({', '.join(sorted(BACKBONES))}), a folder, a .gguf file"
+    accepted = f"a known backbone ({', '.join(sorted(BACKBONES))}), a folder, a .gguf file"
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise ConfigError(f"backbone.name: {name!r} is neither {known} nor a hub name")
+        raise ConfigError(f"backbone.name: {name!r} is neither {accepted} nor a hub name")
     from huggingface_hub import snapshot_download
 
     try:
@@ -46,7 +46,7 @@ def resolve_backbone(name: str, revision: str | None = None) -> Path:
     except Exception as error:  # the hub's client raises from several unrelated families
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"backbone.name: {name!r} is neither {known}, and could not be fetched from the hub"
+            f"backbone.name: {name!r} is neither {accepted}, and could not be fetched from the hub"
             f"{f' at revision {revision!r}' if revision else ''}: {reason[0]}"
         ) from error
     return Path(folder)
@@ -60,7 +60,7 @@ def read_config(folder: str | Path, num_blocks: int | None = None) -> "LlamaConf
         num_blocks: if given, the configuration is that of the first so many blocks.
 
     Raises:
-        ConfigError: no LLaMA-architecture, unquantised model, or it has fewer blocks.
+        ConfigError: no unquantised model of the LLaMA architecture, or one of fewer blocks.
     """
     file = Path(folder) / "config.json"
     try:
@@ -82,9 +82,10 @@ def read_config(folder: str | Path, num_blocks: int | None = None) -> "LlamaConf
         )
     from transformers import LlamaConfig
 
+    from timellama_dist.compat.transformers import forget_origin
+
     config = LlamaConfig.from_pretrained(folder)
-    # Else PEFT writes this machine's path into every adapter it saves.
-    config._name_or_path = ""
+    forget_origin(config)
     if num_blocks is not None:
         if not 1 <= num_blocks <= config.num_hidden_layers:
             raise ConfigError(

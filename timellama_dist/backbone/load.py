@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from timellama_dist.backbone.folder import read_config, resolve_backbone
 from timellama_dist.backbone.nf4 import empty_linear4bit, quantise
-from timellama_dist.backbone.weights import Checkpoint, RandomWeights, WeightSource
+from timellama_dist.backbone.weights import PretrainedWeights, RandomWeights, WeightSource
+from timellama_dist.compat.transformers import use_sdpa
 from timellama_dist.errors import CheckpointError
 
 __all__ = [
@@ -45,7 +46,7 @@ def load_backbone(
     seed: int = 0,
     on_block: Callable[[int, LlamaDecoderLayer], None] | None = None,
 ) -> LlamaModel:
-    """The first blocks and the final norm, frozen, without embedding table and head.
+    """Load the first blocks and the final norm, frozen, without embedding table and head.
 
     The model takes `inputs_embeds` of shape (batch, tokens, D) only. For full instead of causal
     attention pass `is_causal=False`, for any other pattern a boolean `attention_mask` of shape
@@ -69,7 +70,7 @@ def load_backbone(
     """
     config = read_config(folder, num_blocks)
     config.use_cache = False
-    config._attn_implementation = "sdpa"
+    use_sdpa(config)
     config.dtype = dtype
     with torch.device("meta"):
         model = LlamaModel(config)
@@ -77,7 +78,7 @@ def load_backbone(
     # Non-persistent buffers: no checkpoint holds them, so they are computed off the meta device.
     model.rotary_emb = _Rotary(config=config).to(device)
     source: WeightSource = (
-        Checkpoint(folder) if init == "pretrained" else RandomWeights(seed, config)
+        PretrainedWeights(folder) if init == "pretrained" else RandomWeights(seed, config)
     )
     for index in range(num_blocks):
         block = load_block(source, config, index, quantization, dtype, device)
@@ -159,7 +160,7 @@ class _Rotary(LlamaRotaryEmbedding):
 
 
 def embedding_rows(folder: str | Path, token_ids: Iterable[int]) -> Tensor:
-    """The embeddings of a prompt's tokens, the only rows of the table that are read.
+    """Read the embeddings of a prompt's tokens, and no other row of the table.
 
     Args:
         folder: what `resolve_backbone` gave.
@@ -171,11 +172,11 @@ def embedding_rows(folder: str | Path, token_ids: Iterable[int]) -> Tensor:
     Raises:
         CheckpointError: the table is missing, or an id is outside it, or there is none.
     """
-    return Checkpoint(folder).rows("embed_tokens.weight", token_ids)
+    return PretrainedWeights(folder).rows("embed_tokens.weight", token_ids)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer.
+    """Load the backbone's tokenizer.
 
     Raises:
         CheckpointError: the folder holds none that transformers can read.
@@ -188,7 +189,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def frozen_bytes(model: nn.Module, *, unsharded: bool = False) -> int:
-    """Bytes that this process now holds for what is not trained.
+    """Count the bytes that this process now holds for what is not trained.
 
     Counted: each frozen parameter as it is (packed, when 4-bit), its local shard under ZeRO-3 and
     its gathered copy while there is one, the quantisation state of 4-bit parameters (which ZeRO
@@ -216,13 +217,13 @@ def frozen_bytes(model: nn.Module, *, unsharded: bool = False) -> int:
 
 
 def num_elements(parameter: nn.Parameter) -> int:
-    """Elements of the whole parameter as it is held (packed, when 4-bit), sharded or not."""
+    """Count the whole parameter's elements as held (packed, when 4-bit), sharded or not."""
     # ZeRO-3 leaves an empty tensor in the place of what it shards.
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _state_tensors(state: Any) -> list[Tensor]:
-    """The tensors of a bitsandbytes quantisation state and of the one nested in it."""
+    """List the tensors of a bitsandbytes quantisation state and of the state nested in it."""
     if state is None:
         return []
     own = [item for item in (state.absmax, state.code, state.offset) if isinstance(item, Tensor)]

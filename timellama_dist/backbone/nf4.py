@@ -1,4 +1,4 @@
-"""NF4 with double quantisation, from a matrix in pieces.
+"""Quantises a matrix, given in pieces, to NF4 with double quantisation.
 
 Why not bitsandbytes' own on the whole matrix: on a CPU it needs about 20 bytes of scratch for each
 element, forty times what it makes, which for a large matrix is more than a whole 4-bit model.
@@ -15,7 +15,7 @@ _STATISTICS_BLOCK = 256  # elements, as bitsandbytes' own double quantisation ha
 
 
 def empty_linear4bit(linear: nn.Linear, dtype: torch.dtype) -> Linear4bit:
-    """A 4-bit module on the meta device in place of `linear`; it computes in `dtype`."""
+    """Make a 4-bit module on the meta device in place of `linear`; it computes in `dtype`."""
     quantised = Linear4bit(
         linear.in_features,
         linear.out_features,
@@ -34,7 +34,7 @@ def empty_linear4bit(linear: nn.Linear, dtype: torch.dtype) -> Linear4bit:
 
 
 def quantise(pieces: Iterable[Tensor], meta: Params4bit) -> Params4bit:
-    """The 4-bit parameter that bitsandbytes makes of the whole matrix, bit for bit.
+    """Make the 4-bit parameter that bitsandbytes makes of the whole matrix, bit for bit.
 
     Args:
         pieces: the matrix's rows in order, in the dtype and on the device to quantise in; all but

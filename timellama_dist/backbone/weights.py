@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: a folder of safetensors, or a seeded draw.
+"""Sources of a backbone's weights: a folder of safetensors, or a seeded draw.
 
 Both give a tensor in pieces, each made when it is asked for, so that no tensor needs to be whole
 before it is cast, quantised or moved.
@@ -26,7 +26,7 @@ _ROWS = 64  # Quantisation blocks hold 64 elements, so that many rows are always
 
 
 class WeightSource(Protocol):
-    """Where a block's tensors come from."""
+    """A source of a block's tensors."""
 
     def pieces(self, name: str, shape: torch.Size) -> Iterator[Tensor]:
         """The tensor of that name (`layers.0.mlp.up_proj.weight`) in `row_ranges`, on the CPU.
@@ -36,13 +36,13 @@ class WeightSource(Protocol):
 
 
 def row_ranges(shape: torch.Size) -> Iterator[tuple[int, int]]:
-    """First row and end of each piece of a tensor of this shape, vectors by element."""
+    """Yield first row and end of each piece of a tensor of this shape, vectors by element."""
     step = max(1, PIECE // (_ROWS * shape[1:].numel())) * _ROWS
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
 
-class Checkpoint:
+class PretrainedWeights:
     """The tensors of a folder of safetensors, one file or several with an index."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -79,11 +79,11 @@ class Checkpoint:
         """
         file, name = self._file(name), self.prefix + name
         with _opened(file) as opened:
-            found = opened.get_slice(name).get_shape()
-        if found != list(shape):
+            stored_shape = opened.get_slice(name).get_shape()
+        if stored_shape != list(shape):
             raise CheckpointError(
-                f"{file}: tensor {name} has the shape {tuple(found)}, the configuration says "
-                f"{tuple(shape)}"
+                f"{file}: tensor {name} has the shape {tuple(stored_shape)}, "
+                f"the configuration says {tuple(shape)}"
             )
         for start, end in row_ranges(shape):
             # Opened anew: of a mapped file, all that was read stays resident until it is closed.
@@ -104,7 +104,7 @@ class Checkpoint:
                 )
             return torch.cat([table[row : row + 1].float() for row in wanted])
 
-    def fingerprint(self, names: Iterable[str]) -> str:
+    def sampled_sha256(self, names: Iterable[str]) -> str:
         """A sha256 of some tensors, alike in whatever files and floating dtype their numbers are.
 
         Of a matrix it is of a few rows in the middle, since training changes every row, and to read

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from timellama_dist.dlora.config import DLoraConfig
-    from timellama_dist.dlora.model import DLoraModel
-    from timellama_dist.dlora.peft_method import register_with_peft
+    from timellama_dist.dlora.model import DLoraModel, register_with_peft
     from timellama_dist.dlora.router import RouterStatistics
 
 __all__ = ["DLoraConfig", "DLoraModel", "RouterStatistics", "register_with_peft"]
@@ -19,5 +18,5 @@ __all__ = ["DLoraConfig", "DLoraModel", "RouterStatistics", "register_with_peft"
 def __getattr__(name: str) -> Any:
     # `settings` is read on the command line: who only checks a value must not wait for torch.
     if name in __all__:
-        return getattr(import_module("timellama_dist.dlora.peft_method"), name)
+        return getattr(import_module("timellama_dist.dlora.model"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

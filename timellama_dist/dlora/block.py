@@ -1,4 +1,4 @@
-"""What a block's router and linears share during a forward pass, also under checkpointing.
+"""The state that a block's router and linears share in a forward pass, also under checkpointing.
 
 Gradient checkpointing runs a block's forward twice, the second time during backward. The router
 runs before the block, outside of what is checkpointed, hence once; its gates must then reach the
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-HF_CHECKPOINT = "_gradient_checkpointing_func"
+from timellama_dist.compat.transformers import checkpoint_function, set_checkpoint_function
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BlockState:
         return BlockState, ()
 
     def gates_of(self, adapter_name: str) -> Tensor:
-        """The gates of an adapter, shape (modules, batch, 1, experts * rank).
+        """Return the gates of an adapter, shape (modules, batch, 1, experts * rank).
 
         Raises:
             RuntimeError: when no forward pass of the block is under way.
@@ -84,13 +84,13 @@ def checkpoint_with_gates(block: nn.Module, state: BlockState) -> None:
     transformers sets it anew whenever checkpointing is enabled, possibly after the adapter was
     added, so this is looked at before each forward pass.
     """
-    checkpoint = block.__dict__.get(HF_CHECKPOINT)
+    checkpoint = checkpoint_function(block)
     if checkpoint is not None and not isinstance(checkpoint, CheckpointWithGates):
-        setattr(block, HF_CHECKPOINT, CheckpointWithGates(checkpoint, state))
+        set_checkpoint_function(block, CheckpointWithGates(checkpoint, state))
 
 
 def checkpoint_without_gates(block: nn.Module) -> None:
     """Give the block its own checkpointing function back."""
-    checkpoint = block.__dict__.get(HF_CHECKPOINT)
+    checkpoint = checkpoint_function(block)
     if isinstance(checkpoint, CheckpointWithGates):
-        setattr(block, HF_CHECKPOINT, checkpoint.checkpoint)
+        set_checkpoint_function(block, checkpoint.checkpoint)

@@ -28,7 +28,7 @@ ROUTER_INIT_STD = 0.02
 
 
 class DLoraLayer(BaseTunerLayer):
-    """What PEFT switches on and off: adapted linears and routers alike."""
+    """A module that PEFT switches on and off: an adapted linear or a router."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: see `MERGE_REFUSAL`."""
@@ -85,7 +85,7 @@ class DLoraLinear(nn.Module, DLoraLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Base output plus the gated experts' output, shape (batch, tokens, out features)."""
+        """Add the gated experts' output to the base's, shape (batch, tokens, out features)."""
         result = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters:
             return result
@@ -133,7 +133,7 @@ class BlockRouter(nn.Module, DLoraLayer):
         ]
 
     def get_base_layer(self) -> nn.Module:
-        """The linear of the block whose device and dtype new routers take, as PEFT asks for it."""
+        """Return the block's linear, whose device and dtype PEFT gives to new routers."""
         return self._neighbour[0]
 
     def add_adapter(
@@ -154,7 +154,7 @@ class BlockRouter(nn.Module, DLoraLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def forward(self, hidden_BTD: Tensor, adapter_name: str) -> Tensor:
-        """Probabilities of an adapter's experts.
+        """Compute probabilities of an adapter's experts.
 
         Args:
             hidden_BTD: the block's input, shape (batch, tokens, hidden).
@@ -213,7 +213,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def spread_gates(gates_BPS: Tensor, config: DLoraConfig) -> Tensor:
-    """Gates times alpha / R, one for each rank, shape (modules, batch, 1, total rank)."""
+    """Repeat gates times alpha / R for each rank, shape (modules, batch, 1, total rank)."""
     num_experts, rank = config.num_experts, config.rank
     gates_BME1 = (gates_BPS * (config.alpha / rank)).reshape(len(gates_BPS), -1, num_experts, 1)
     return gates_BME1.expand(-1, -1, -1, rank).flatten(2).transpose(0, 1).unsqueeze(2)

@@ -1,4 +1,7 @@
-"""DLoraModel: wraps a transformer's linears and gives each of its blocks a router."""
+"""DLoraModel: wraps a transformer's linears and gives each of its blocks a router.
+
+Its import makes PEFT know the method.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +12,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from timellama_dist.compat.peft import register_method
 from timellama_dist.dlora.block import Routing, checkpoint_without_gates
-from timellama_dist.dlora.config import DLoraConfig
+from timellama_dist.dlora.config import PEFT_TYPE, DLoraConfig
 from timellama_dist.dlora.layer import MERGE_REFUSAL, BlockRouter, DLoraLayer, DLoraLinear
 from timellama_dist.dlora.router import RouterStatistics, balance_loss, entropy
 from timellama_dist.dlora.slots import find_slots
@@ -37,7 +41,7 @@ class DLoraModel(BaseTuner):
     uses_shared_state = True
 
     def balance_loss(self) -> Tensor:
-        """Load-balance loss of the last forward pass with an active adapter (eq. 6-7).
+        """Return the load-balance loss of the last forward pass with an active adapter (eq. 6-7).
 
         The sum over blocks, and over active adapters, of each router's loss: a perfectly even
         router gives 1.0 per block. With scope "module" a block's loss is the mean over its pools.
@@ -75,7 +79,7 @@ class DLoraModel(BaseTuner):
     def router_statistics(
         self, adapter_name: str | None = None, *, counted: Tensor | None = None
     ) -> RouterStatistics:
-        """What the routers chose in the last forward pass with an active adapter.
+        """Sum what the routers chose in the last forward pass with an active adapter.
 
         Args:
             adapter_name: the adapter to look at; may be left out when one is active.
@@ -120,7 +124,7 @@ class DLoraModel(BaseTuner):
         )
 
     def active_parameters(self) -> int:
-        """Adapter parameters that act on one input, of the active adapters.
+        """Count the active adapters' parameters that act on one input.
 
         A router acts on every input. Of the experts top_n of a block's (scope "block") or of each
         pool's (scope "module") do; since they differ in size, this counts that share of all
@@ -171,7 +175,7 @@ class DLoraModel(BaseTuner):
         return config
 
     def _routers(self) -> Iterator[tuple[nn.Module, BlockRouter]]:
-        """Each block with its router, in the model's order."""
+        """Yield each block with its router, in the model's order."""
         for module in self.model.modules():
             router = module._modules.get(ROUTER)
             if isinstance(router, BlockRouter):
@@ -249,3 +253,11 @@ class DLoraModel(BaseTuner):
                 "use set_adapter() and one batch per adapter"
             )
         yield
+
+
+def register_with_peft() -> None:
+    """Enter D-LoRA into PEFT's tables of methods; calling it again changes nothing."""
+    register_method(PEFT_TYPE, DLoraConfig, DLoraModel)
+
+
+register_with_peft()

@@ -14,7 +14,7 @@ from timellama_dist.dlora.settings import Gate
 
 
 def attention_pool(hidden_BTD: Tensor, scores_BT1: Tensor) -> Tensor:
-    """Mean of the tokens weighted by the softmax of their scores, shape (batch, hidden)."""
+    """Average the tokens by the softmax of their scores, shape (batch, hidden)."""
     weights_BT1 = scores_BT1.float().softmax(dim=1).to(hidden_BTD.dtype)
     return (weights_BT1 * hidden_BTD).sum(dim=1)
 
@@ -37,7 +37,7 @@ def choose_experts(probs_BPS: Tensor, top_n: int) -> Tensor:
 
 
 def gate_experts(probs_BPS: Tensor, chosen_BPS: Tensor, gate: Gate) -> Tensor:
-    """Weight of each expert's output.
+    """Weight each expert's output.
 
     Args:
         probs_BPS: router probabilities, shape (batch, pools, experts of a pool).
@@ -77,13 +77,13 @@ def balance_loss(probs_BPS: Tensor) -> Tensor:
 
 
 def entropy(probs_BPS: Tensor) -> Tensor:
-    """Entropy of each sample's choice in nats, the mean over the pools, shape (batch,)."""
+    """Compute the entropy of each sample's choice in nats, averaged over pools, shape (batch,)."""
     return torch.special.entr(probs_BPS).sum(dim=-1).mean(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterStatistics:
-    """What the routers did, as sums: `+` joins batches, a sum over ranks joins workers."""
+    """Sums of what the routers did: `+` joins batches, a sum over ranks joins workers."""
 
     num_samples: Tensor
     """Samples routed, shape ()."""

@@ -1,10 +1,10 @@
-"""Where in a model's blocks the linears stand that a configuration targets."""
+"""Finds where in a model's blocks the linears stand that a configuration targets."""
 
 from typing import NamedTuple
 
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from timellama_dist.compat.peft import is_targeted
 from timellama_dist.dlora.config import DLoraConfig
 from timellama_dist.dlora.layer import DLoraLayer
 from timellama_dist.dlora.settings import check_top_n
@@ -12,7 +12,7 @@ from timellama_dist.errors import ConfigError
 
 
 class Slot(NamedTuple):
-    """Where a linear stands: its block's name, its position in it, the block's linears."""
+    """A linear's place: its block's name, its position in it, the number of the block's linears."""
 
     block: str
     position: int
@@ -41,7 +41,7 @@ def find_slots(config: DLoraConfig, model: nn.Module) -> dict[str, Slot]:
         if isinstance(module, DLoraLayer):
             adapted.append(f"{name}.")
         inside_adapter = name.startswith(tuple(adapted))
-        if inside_adapter or not BaseTuner._check_target_module_exists(config, name):
+        if inside_adapter or not is_targeted(config, name):
             continue
         blocks.setdefault(find_block(model, name), []).append(name)
     counts = {block: len(targets) for block, targets in blocks.items()}
@@ -64,7 +64,7 @@ def find_slots(config: DLoraConfig, model: nn.Module) -> dict[str, Slot]:
 
 
 def find_block(model: nn.Module, target: str) -> str:
-    """Name of the innermost `nn.ModuleList` entry that holds the module named `target`.
+    """Name the innermost `nn.ModuleList` entry that holds the module named `target`.
 
     Raises:
         ConfigError: when there is none.

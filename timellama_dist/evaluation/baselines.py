@@ -1,7 +1,7 @@
-"""What a forecaster must beat without fitting anything; the linear map is `model.linear_fit`'s.
+"""Baselines that fit nothing; the linear map is `model.linear_fit`'s.
 
-Both see the very windows that the model sees. Where a value of the past is missing (NaN) they see
-the last one before it (`fill_missing`). NumPy only.
+They see the very windows that the model sees. Where a value of the past is missing (NaN) they see
+the last value before it (`fill_missing`). NumPy only.
 
 Shapes: B batch, L context, H horizon, C channels.
 """

@@ -8,7 +8,7 @@ from timellama_dist.config.schema import DataSection, DataSet, MixturePart, RunC
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME
 from timellama_dist.errors import ConfigError
 from timellama_dist.evaluation.settings import BASELINES, EvaluateConfig
-from timellama_dist.model.card import ModelCard, fingerprint, local_folder, read_card
+from timellama_dist.model.card import ModelCard, local_folder, model_fingerprint, read_card
 from timellama_dist.model.prompts import task_prompt
 from timellama_dist.storage import open_place
 
@@ -44,7 +44,7 @@ class ExportedModel:
                 f"{', '.join(BASELINES)}; there is no {location!r}"
             )
         with local_folder(location) as folder:
-            card, found = read_card(folder), fingerprint(folder)
+            card, found = read_card(folder), model_fingerprint(folder)
         config = RunConfig.from_dict(card.config)
         # Before a worker would look for it.
         find_backbone(config, card.backbone, place)

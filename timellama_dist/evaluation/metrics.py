@@ -16,8 +16,8 @@ FloatArray = NDArray[np.floating]
 
 
 def mean_errors(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Unweighted means over data sets, so that a small set counts as much as a large one."""
-    return {key: sum(one[key] for one in errors) / len(errors) for key in errors[0]}
+    """Average errors over data sets, unweighted: a small set counts as much as a large one."""
+    return {key: sum(error[key] for error in errors) / len(errors) for key in errors[0]}
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ErrorSums:
 
     @classmethod
     def zeros(cls, horizon: int, num_channels: int) -> Self:
-        """Sums over no window."""
+        """Make sums over no window."""
         squared, absolute, count = np.zeros((3, horizon, num_channels))
         return cls(squared, absolute, count)
 
@@ -51,18 +51,18 @@ class ErrorSums:
         self.windows += int(kept.sum())
 
     def to_vector(self) -> NDArray[np.float64]:
-        """All sums in one vector, to be added over ranks."""
+        """Join all sums in one vector, to be added over ranks."""
         sums = np.stack([self.squared_HC, self.absolute_HC, self.count_HC])
         return np.append(sums, float(self.windows))
 
     @classmethod
     def from_vector(cls, vector: NDArray[np.float64], horizon: int, num_channels: int) -> Self:
-        """The inverse of `to_vector`."""
+        """Split a vector that `to_vector` made."""
         squared, absolute, count = vector[:-1].reshape(3, horizon, num_channels)
         return cls(squared, absolute, count, int(vector[-1]))
 
     def detail(self) -> dict[str, dict[str, list[float | None]]]:
-        """MSE and MAE by step of the horizon and by channel; None where no target is observed."""
+        """Compute MSE and MAE by step and by channel; None where no target is observed."""
         return {
             name: {
                 "mse": _means(self.squared_HC.sum(axis=axis), self.count_HC.sum(axis=axis)),
@@ -72,7 +72,7 @@ class ErrorSums:
         }
 
     def summary(self) -> dict[str, float]:
-        """MSE and MAE over all observed targets.
+        """Compute MSE and MAE over all observed targets.
 
         Raises:
             DataError: no target is observed.

@@ -41,7 +41,7 @@ def naive2(
 
 
 def is_seasonal(history_NT: NDArray[np.float64], season_len: int) -> NDArray[np.bool_]:
-    """Does the autocorrelation at the season's lag leave its 90 % band; shape (N,).
+    """Test whether the autocorrelation at the season's lag leaves its 90 % band; shape (N,).
 
     Never of less than three seasons, a season of one step, or a constant history.
     """
@@ -64,7 +64,7 @@ def is_seasonal(history_NT: NDArray[np.float64], season_len: int) -> NDArray[np.
 def seasonal_indices(
     history_NT: NDArray[np.float64], season_len: int, *, multiplicative: bool
 ) -> NDArray[np.float64]:
-    """Indices of classical decomposition by phase (step number modulo season), shape (N, S).
+    """Compute indices of classical decomposition by phase (step modulo season), shape (N, S).
 
     The mean ratio (difference, if additive) of each phase to a centred moving average over one
     season, scaled to a mean of 1 (0).

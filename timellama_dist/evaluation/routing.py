@@ -1,4 +1,4 @@
-"""What the routers chose over the windows of a split, exactly, whatever the number of ranks.
+"""Counts what the routers chose over a split's windows, exactly, for any number of ranks.
 
 Shapes: B windows, L blocks, M modules, E experts.
 """
@@ -20,8 +20,8 @@ class RoutingSums:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        found: Any = getattr(getattr(module, "module", module), "dlora", None)
-        self._dlora: DLoraModel | None = found
+        dlora: Any = getattr(getattr(module, "module", module), "dlora", None)
+        self._dlora: DLoraModel | None = dlora
         self._samples = 0.0
         self._chosen_LME: np.ndarray = np.zeros(0)
         self._entropy_L: np.ndarray = np.zeros(0)
@@ -30,22 +30,22 @@ class RoutingSums:
         """Add the last forward pass; windows of weight 0 count nothing."""
         if self._dlora is None:
             return
-        one = self._dlora.router_statistics(counted=torch.from_numpy(weight_B > 0))
+        statistics = self._dlora.router_statistics(counted=torch.from_numpy(weight_B > 0))
         chosen_LME, entropy_L = (
-            part.double().cpu().numpy() for part in (one.chosen, one.entropy_sum)
+            part.double().cpu().numpy() for part in (statistics.chosen, statistics.entropy_sum)
         )
         if not self._chosen_LME.size:
             self._chosen_LME, self._entropy_L = np.zeros_like(chosen_LME), np.zeros_like(entropy_L)
-        self._samples += float(one.num_samples)
+        self._samples += float(statistics.num_samples)
         self._chosen_LME += chosen_LME
         self._entropy_L += entropy_L
 
     def to_vector(self) -> np.ndarray:
-        """All sums in one vector."""
+        """Join all sums in one vector."""
         return np.concatenate([[self._samples], self._entropy_L, self._chosen_LME.ravel()])
 
     def summary(self, vector: np.ndarray) -> dict[str, Any] | None:
-        """What is logged of the sums over all ranks; None without D-LoRA.
+        """Summarise the sums over all ranks for the log; None without D-LoRA.
 
         Returns:
             "samples" routed, "chosen" how often each expert was, [block][module][expert], and

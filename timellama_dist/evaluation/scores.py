@@ -20,7 +20,7 @@ FloatArray = NDArray[np.floating]
 
 
 def smape_terms(forecast: FloatArray, target: FloatArray) -> NDArray[np.float64]:
-    """200 |y - f| / (|y| + |f|) of each target, in percent; 0 where both are 0."""
+    """Compute 200 |y - f| / (|y| + |f|) of each target, in percent; 0 where both are 0."""
     total = np.abs(target) + np.abs(forecast)
     return np.divide(
         200 * np.abs(target - forecast), total, out=np.zeros_like(total), where=total != 0
@@ -28,7 +28,7 @@ def smape_terms(forecast: FloatArray, target: FloatArray) -> NDArray[np.float64]
 
 
 def owa(smape: float, mase: float, naive2: Mapping[str, float]) -> float:
-    """Mean of sMAPE and MASE, each relative to Naive2's; NaN where Naive2 has no error."""
+    """Average sMAPE and MASE relative to Naive2's; NaN where Naive2 has no error."""
     if not (naive2["smape"] and naive2["mase"]):
         return math.nan
     return (smape / naive2["smape"] + mase / naive2["mase"]) / 2
@@ -45,7 +45,7 @@ class RawSums:
 
     @classmethod
     def zeros(cls, horizon: int, num_channels: int) -> Self:
-        """Sums over no window."""
+        """Make sums over no window."""
         return cls(*np.zeros((3, horizon, num_channels)))
 
     def add(self, forecast_BHC: FloatArray, target_BHC: FloatArray, scale_BC: FloatArray) -> None:
@@ -65,7 +65,7 @@ class RawSums:
         self.mase_count_HC += scaled_BHC.sum(axis=0)
 
     def summary(self, count_HC: FloatArray, axis: Any = None) -> dict[str, Any]:
-        """sMAPE and MASE over all targets, or over one axis; NaN where none counts."""
+        """Compute sMAPE and MASE over all targets, or over one axis; NaN where none counts."""
         with np.errstate(invalid="ignore", divide="ignore"):
             smape = self.smape_HC.sum(axis) / count_HC.sum(axis)
             mase = self.mase_HC.sum(axis) / self.mase_count_HC.sum(axis)
@@ -74,7 +74,7 @@ class RawSums:
 
 @dataclass
 class Scores:
-    """What a forecaster made of some windows, beside what Naive2 made of them."""
+    """Sums of a forecaster's errors over some windows, beside Naive2's."""
 
     errors: ErrorSums
     """Of z-scores."""
@@ -83,7 +83,7 @@ class Scores:
 
     @classmethod
     def zeros(cls, horizon: int, num_channels: int) -> Self:
-        """Scores of no window."""
+        """Make scores of no window."""
         return cls(
             ErrorSums.zeros(horizon, num_channels),
             RawSums.zeros(horizon, num_channels),
@@ -92,11 +92,14 @@ class Scores:
 
     def __add__(self, other: "Scores") -> "Scores":
         return Scores(
-            *(_added(getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+            *(
+                _added(getattr(self, field.name), getattr(other, field.name))
+                for field in fields(self)
+            )
         )
 
     def summary(self) -> dict[str, float]:
-        """MSE, MAE, sMAPE, MASE and OWA over all targets.
+        """Compute MSE, MAE, sMAPE, MASE and OWA over all targets.
 
         Raises:
             DataError: no target is observed.
@@ -106,15 +109,15 @@ class Scores:
         return {**errors, **raw, "owa": owa(raw["smape"], raw["mase"], self.naive2_summary())}
 
     def naive2_summary(self) -> dict[str, float]:
-        """Naive2's sMAPE and MASE on the same targets."""
+        """Compute Naive2's sMAPE and MASE on the same targets."""
         return self.naive2.summary(self.errors.count_HC)
 
     def by_step(self) -> dict[str, list[float]]:
-        """Each error of each step of the horizon."""
+        """Compute all errors of each step of the horizon."""
         return self._along(1)
 
     def by_channel(self) -> dict[str, list[float]]:
-        """Each error of each channel."""
+        """Compute all errors of each channel."""
         return self._along(0)
 
     def _along(self, axis: int) -> dict[str, list[float]]:
@@ -130,26 +133,26 @@ class Scores:
 
 
 def overall(scores: Sequence[Scores]) -> dict[str, float]:
-    """The figures over several data sets.
+    """Compute the errors over several data sets.
 
     MSE and MAE are unweighted means. sMAPE and MASE are weighted by windows, of which M4 has one a
     series, and OWA is that of the weighted means, as the competition has it over its collections.
     """
-    errors = mean_errors([one.errors.summary() for one in scores])
-    weights = [one.errors.windows for one in scores]
+    errors = mean_errors([score.errors.summary() for score in scores])
+    weights = [score.errors.windows for score in scores]
     raw, reference = (
         {
-            key: float(np.average([one[key] for one in found], weights=weights))
+            key: float(np.average([summary[key] for summary in summaries], weights=weights))
             for key in ("smape", "mase")
         }
-        for found in (
-            [one.raw.summary(one.errors.count_HC) for one in scores],
-            [one.naive2_summary() for one in scores],
+        for summaries in (
+            [score.raw.summary(score.errors.count_HC) for score in scores],
+            [score.naive2_summary() for score in scores],
         )
     )
     return {**errors, **raw, "owa": owa(raw["smape"], raw["mase"], reference)}
 
 
-def _added(one: Any, other: Any) -> Any:
-    kind = type(one)
-    return kind(**{f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(kind)})
+def _added(sums: Any, other: Any) -> Any:
+    kind = type(sums)
+    return kind(**{f.name: getattr(sums, f.name) + getattr(other, f.name) for f in fields(kind)})

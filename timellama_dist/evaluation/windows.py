@@ -35,13 +35,13 @@ def evaluate(
         horizon: H.
         num_channels: C.
         dataset: number of the data set that the windows are of.
-        shares: of the LLM path beside a frozen linear map, from nothing (0) to what it forecasts
-            (1); others than 1 need a model with such a map.
+        shares: of the LLM's correction of a frozen linear map, from none (0) to all (1); others
+            than 1 need a model with such a map.
 
     Returns:
         The sums over all ranks by share, and what the routers chose (`RoutingSums.summary`).
     """
-    found = {share: ErrorSums.zeros(horizon, num_channels) for share in shares}
+    sums_by_share = {share: ErrorSums.zeros(horizon, num_channels) for share in shares}
     routing = RoutingSums(module)
     parts = [share for share in shares if share != 1]
     model: Any = getattr(module, "module", module)
@@ -53,20 +53,20 @@ def evaluate(
             mapped_BHC = model.mapped(past_BLC, dataset)
             for share in parts:
                 forecasts[share] = torch.lerp(mapped_BHC, forecasts[1.0], share)
-        for share, sums in found.items():
+        for share, sums in sums_by_share.items():
             sums.add(forecasts[share].cpu().numpy(), batch["future"], batch["weight"])
         routing.add(batch["weight"])
 
     _forward_all(module, batches, dataset, add)
     whole = {
         share: ErrorSums.from_vector(_summed_over_ranks(sums.to_vector()), horizon, num_channels)
-        for share, sums in found.items()
+        for share, sums in sums_by_share.items()
     }
     return whole, routing.summary(_summed_over_ranks(routing.to_vector()))
 
 
 def absolute_errors(module: nn.Module, batches: Iterable[Batch], *, dataset: int = 0) -> np.ndarray:
-    """Absolute errors of windows that every rank is given alike, shape (N, H, C), float32.
+    """Compute absolute errors of windows that are the same on all ranks; (N, H, C), float32.
 
     Missing targets stay NaN.
     """
@@ -82,7 +82,7 @@ def absolute_errors(module: nn.Module, batches: Iterable[Batch], *, dataset: int
 def forecast_windows(
     module: nn.Module, batches: Iterable[Batch], *, dataset: int = 0
 ) -> dict[str, np.ndarray]:
-    """Forecasts of a few windows that every rank is given alike, for pictures.
+    """Forecast a few windows that are the same on all ranks, for pictures.
 
     Returns:
         "past", "future" and "forecast" of shape (N, steps, C); missing values stay NaN.
@@ -116,7 +116,7 @@ def _forward_all(
 
 
 def module_device(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
+    """Return the device of a module's parameters."""
     return next(module.parameters()).device
 
 

@@ -92,7 +92,7 @@ def _open_input(source: Place, output: Place, card: "DatasetCard") -> tuple["Job
     from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
     from timellama_dist.data.prepared.plan import plan_job
     from timellama_dist.data.prepared.write import PrepareOptions
-    from timellama_dist.forecast.forecaster import check_table, table_options
+    from timellama_dist.forecast.tables import check_table, table_options
 
     if (source / MANIFEST_NAME).is_file():
         manifest = Manifest.load(source)
@@ -156,7 +156,7 @@ def _index(
     """
     from timellama_dist.data.prepared.history import SeriesReader
     from timellama_dist.data.windows.cutoffs import CutoffIndex
-    from timellama_dist.forecast.forecaster import check_table
+    from timellama_dist.forecast.tables import check_table
 
     reader = SeriesReader(data)
     check_table(card, reader.manifest.channels, reader.manifest.frequency, job["input"])

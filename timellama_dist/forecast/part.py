@@ -94,7 +94,7 @@ class _PartForecaster:
         self.reader = SeriesReader(self.task.data)
         ids = self.reader.unique_ids
         if self.task.wide:
-            ids = self.forecaster.known_ids(ids, self.task.dataset)
+            ids = self.forecaster.dataset(self.task.dataset).names_of(ids)
         self.unique_ids = np.asarray(ids)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ class _PartForecaster:
 
         task, known = self.task, self.forecaster
         after = task.horizon if task.truth else 0
-        context_len = known.known(task.dataset).card.context_len
+        context_len = known.dataset(task.dataset).card.context_len
         series, truth, cutoffs = [], [], []
         for number, seen in zip(*task.index.locate(ids), strict=True):
             begin = max(seen - context_len, 0)

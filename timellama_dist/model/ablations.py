@@ -1,4 +1,6 @@
-"""What can stand in the LLaMA's place, to measure what the LLaMA adds (arXiv 2406.16964).
+"""Modules in the LLaMA's place, to measure what the LLaMA adds (arXiv 2406.16964).
+
+`build` chooses between them by `backbone.kind`.
 
 Shapes: B batch, T tokens, D hidden, K heads.
 """
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Encoded:
-    """As much of transformers' output as is read."""
+    """The part of transformers' output that is read."""
 
     last_hidden_state: Tensor
 

@@ -57,12 +57,12 @@ class PromptAlignment(nn.Module):
         return self.attend(token_BCD, *self.keys_and_values(prompt_PD.to(token_BCD.dtype)))
 
     def keys_and_values(self, prompt_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """What of the alignment depends on the prompt alone, each of shape (1, K, P, D / K)."""
+        """Compute keys and values, which depend on the prompt alone; shape (1, K, P, D / K)."""
         prompt_1PD = self.prompt_norm(prompt_PD)[None]
         return self._heads(self.key(prompt_1PD)), self._heads(self.value(prompt_1PD))
 
     def attend(self, token_BCD: Tensor, key_1KPd: Tensor, value_1KPd: Tensor) -> Tensor:
-        """Align tokens to a prompt of which `keys_and_values` is known."""
+        """Align tokens to a prompt by its keys and values."""
         query_BKCd = self._heads(self.query(token_BCD))
         # One prompt for the whole batch: its keys and values are broadcast.
         key = key_1KPd.expand(len(token_BCD), -1, -1, -1)

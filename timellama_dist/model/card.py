@@ -1,6 +1,6 @@
-"""What an exported model says of itself, and its folder's files; read without torch.
+"""An exported model's card and its folder's files; read without torch.
 
-It holds `config.json` (the run's configuration with the backbone's name and revision, that
+The folder holds `config.json` (the run's configuration with the backbone's name and revision, that
 backbone's fingerprint, each data set's channels, frequency and prompt, a sha256 per file),
 `timellama.safetensors` (the trained parts around the backbone), `adapter/` (D-LoRA in PEFT's own
 format), `series-<n>.parquet` for data set n (the scaler of each series) and `intervals.safetensors`
@@ -31,7 +31,7 @@ ADAPTER = "adapter/adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What an exported model says of one data set it was trained on."""
+    """One data set that an exported model was trained on."""
 
     name: str
     context_len: int
@@ -52,7 +52,7 @@ class DatasetCard:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What an exported model says of itself beside its weights."""
+    """What belongs to an exported model's weights: its configuration, data sets and backbone."""
 
     config: dict[str, Any]
     """The run's configuration (`RunConfig.to_dict`)."""
@@ -62,12 +62,12 @@ class ModelCard:
     """`backbone_fingerprint` of what it was trained with; older models have none."""
 
     def named(self, dataset: str | None) -> DatasetCard:
-        """The data set of a name, or the only one if none is given.
+        """Find a data set by name; the only one if no name is given.
 
         Raises:
-            ConfigError: it knows none of that name, or several and none was named.
+            ConfigError: none has that name, or there are several and no name is given.
         """
-        cards = {one.name: one for one in self.datasets}
+        cards = {dataset.name: dataset for dataset in self.datasets}
         names = ", ".join(cards)
         if dataset is None and len(cards) > 1:
             raise ConfigError(f"dataset must be given, for the model knows several: {names}")
@@ -78,12 +78,12 @@ class ModelCard:
 
 
 def scalers_file(dataset: int) -> str:
-    """Where in the folder the scalers of a data set are."""
+    """Name the file of a data set's scalers."""
     return f"series-{dataset}.parquet"
 
 
 def read_card(folder: Path) -> ModelCard:
-    """What an exported model says of itself; its files' hashes are checked.
+    """Read an exported model's card and check its files' hashes.
 
     Raises:
         CheckpointError: no exported model there, an unknown schema version, a damaged file.
@@ -100,7 +100,7 @@ def read_card(folder: Path) -> ModelCard:
         )
     try:
         hashes: dict[str, str] = dict(content.pop("sha256"))
-        datasets = [DatasetCard(**one) for one in content.pop("datasets")]
+        datasets = [DatasetCard(**fields) for fields in content.pop("datasets")]
         card = ModelCard(**content, datasets=datasets)
         files = [WEIGHTS, *map(scalers_file, range(len(datasets)))]
         files += [ADAPTER] if card.config["dlora"]["enabled"] else []
@@ -111,14 +111,14 @@ def read_card(folder: Path) -> ModelCard:
     for name, expected in hashes.items():
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder}/config.json names a file outside of it: {name}")
-        found = file_sha256(folder / name)
-        if found != expected:
-            raise CheckpointError(f"{folder / name} is damaged: sha256 {found}, not {expected}")
+        actual = file_sha256(folder / name)
+        if actual != expected:
+            raise CheckpointError(f"{folder / name} is damaged: sha256 {actual}, not {expected}")
     return card
 
 
 def read_quantiles(folder: Path) -> list[np.ndarray]:
-    """Quantiles of each data set's errors; none where the model was exported without.
+    """Read the quantiles of each data set's errors; none where the model was exported without.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -126,20 +126,20 @@ def read_quantiles(folder: Path) -> list[np.ndarray]:
     if not (folder / INTERVALS).exists():
         return []
     try:
-        found = load_file(folder / INTERVALS)
+        tensors = load_file(folder / INTERVALS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {folder / INTERVALS}: {error}") from error
-    return [found[str(number)] for number in range(len(found))]
+    return [tensors[str(number)] for number in range(len(tensors))]
 
 
-def fingerprint(folder: Path) -> str:
-    """What tells an exported model from any other: a hash of its card, which has its files'."""
+def model_fingerprint(folder: Path) -> str:
+    """Hash an exported model's card, which holds its files' hashes: no other model has the same."""
     return file_sha256(folder / "config.json")[:16]
 
 
 @contextmanager
 def local_folder(location: Location) -> Iterator[Path]:
-    """An exported model's folder on this machine: itself, or a copy for as long as the block lasts.
+    """Give an exported model's folder on this machine: itself, or a copy until the block ends.
 
     Raises:
         CheckpointError: no exported model is there; or the block's, with the place's own name.
@@ -160,7 +160,7 @@ def local_folder(location: Location) -> Iterator[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of a file.
+    """Hash a file.
 
     Raises:
         CheckpointError: it can't be read.

@@ -1,7 +1,9 @@
-"""The exported model, written and loaded: with neither Ray nor DeepSpeed. Its files: `card`."""
+"""Writes and loads an exported model, with neither Ray nor DeepSpeed.
+
+`card` owns what the model says of itself and its folder's layout; here are the weights.
+"""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 from timellama_dist.backbone.fingerprint import find_backbone
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError
+from timellama_dist.model.build import build_model
 from timellama_dist.model.card import (
     ADAPTER,
     INTERVALS,
@@ -29,10 +32,11 @@ from timellama_dist.model.card import (
 )
 from timellama_dist.model.inference import freeze_for_inference
 from timellama_dist.model.tensors import copy_tensors, read_tensors
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.timellama import TimeLlama
 from timellama_dist.storage import Location, open_place
 
 _BACKBONE = "backbone."
+_MAPS = "shortcuts."
 
 
 def save_model(
@@ -51,7 +55,7 @@ def save_model(
         folder: where to write; made if missing.
         card: what belongs to the weights.
         scalers: `series.parquet` of each prepared data set, which are copied.
-        quantiles: of each data set's errors (`error_quantiles`), for intervals.
+        quantiles: quantiles of each data set's errors (`error_quantiles`), for intervals.
 
     Raises:
         CheckpointError: a weight is empty (a shard was handed in for a whole).
@@ -60,28 +64,25 @@ def save_model(
         if weight.numel() == 0:
             raise CheckpointError(f"cannot export {name}: it is empty (not gathered)")
     folder.mkdir(parents=True, exist_ok=True)
+    files = [WEIGHTS]
     around = {n: w for n, w in weights.items() if not _in_adapter(model, n)}
     whole = {n: w.contiguous().cpu() for n, w in (around | _frozen_maps(model)).items()}
     save_file(whole, folder / WEIGHTS)
-    files = [WEIGHTS]
     for dataset, place in enumerate(scalers):
         files.append(scalers_file(dataset))
         (folder / files[-1]).write_bytes(open_place(place).read_bytes())
     if quantiles:
-        named = {str(number): torch.from_numpy(one) for number, one in enumerate(quantiles)}
-        save_file(named, folder / INTERVALS)
         files.append(INTERVALS)
+        tensors = {str(n): torch.from_numpy(quantile) for n, quantile in enumerate(quantiles)}
+        save_file(tensors, folder / INTERVALS)
     if isinstance(model.backbone, PeftModel):
-        adapter = {
-            n.removeprefix(_BACKBONE): w for n, w in weights.items() if n.startswith(_BACKBONE)
-        }
-        with warnings.catch_warnings():
-            # PEFT looks for the base model's card at a hub; the base is ours to name.
-            warnings.simplefilter("ignore")
-            model.backbone.save_pretrained(str(folder / "adapter"), state_dict=adapter)
-        # A template of a model card with nothing filled in.
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)
         files.append(ADAPTER)
+        adapter = {
+            n.removeprefix(_BACKBONE): w for n, w in weights.items() if _in_adapter(model, n)
+        }
+        model.backbone.save_pretrained(str(folder / "adapter"), state_dict=adapter)
+        # PEFT's template of a model card, with nothing filled in.
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)
     content = {
         "schema_version": SCHEMA_VERSION,
         **asdict(card),
@@ -102,19 +103,19 @@ def load_model(
 
     Args:
         folder: what `save_model` wrote, a local path or a URI.
-        device: where it shall run.
+        device: where the model shall run.
         dtype: of all weights and of what they compute; in bfloat16 forecasts are rounder.
         unpack: keep 4-bit matrices unpacked in memory, which takes eight times theirs (in bfloat16
             four times) and gives the same forecasts sooner; on a CPU only, if not given.
-        prompts: whole prompts of data sets, by number, instead of those it was trained with.
+        prompts: whole prompts of data sets, by number, instead of those of the training.
 
     Raises:
         CheckpointError: as `read_card`, or the weights or the backbone are not this model's.
-        ConfigError: its backbone can't be had.
+        ConfigError: the model's backbone can't be had.
         DataError: the storage refuses.
     """
-    with local_folder(folder) as here:
-        model, card = _load(here, device, dtype, prompts or {})
+    with local_folder(folder) as local:
+        model, card = _load(local, device, dtype, prompts or {})
     on_cpu = torch.device(device).type == "cpu"
     freeze_for_inference(model, unpack=on_cpu if unpack is None else unpack)
     return model, card
@@ -123,7 +124,7 @@ def load_model(
 def _load(
     folder: Path, device: torch.device | str, dtype: torch.dtype, prompts: Mapping[int, str]
 ) -> tuple[TimeLlama, ModelCard]:
-    """The model as training left it, and what it says of itself."""
+    """Rebuild the model as training left it."""
     card = read_card(folder)
     config = RunConfig.from_dict(card.config)
     if len(card.datasets) != len(config.data.parts):
@@ -133,9 +134,9 @@ def _load(
         )
     model = build_model(
         config,
-        find_backbone(RunConfig.from_dict(card.config), card.backbone, folder),
+        find_backbone(config, card.backbone, folder),
         num_channels=len(card.datasets[0].channels),
-        prompts=[prompts.get(n, one.prompt) for n, one in enumerate(card.datasets)],
+        prompts=[prompts.get(n, dataset.prompt) for n, dataset in enumerate(card.datasets)],
         dtype=dtype,
         device=device,
     )
@@ -146,19 +147,23 @@ def _load(
         around | _frozen_maps(model), read_tensors(folder / WEIGHTS), source=folder / WEIGHTS
     )
     if isinstance(model.backbone, PeftModel):
-        result: Any = set_peft_model_state_dict(model.backbone, read_tensors(folder / ADAPTER))
-        absent = [name for name in result.missing_keys if "dlora_" in name]
-        if odd := [*absent, *result.unexpected_keys]:
-            raise CheckpointError(f"{folder / ADAPTER} is of another configuration: {odd[0]}")
+        _load_adapter(model.backbone, folder / ADAPTER)
     # The trained parts are made and read in float32.
     return model.to(dtype), card
 
 
+def _load_adapter(backbone: PeftModel, file: Path) -> None:
+    result: Any = set_peft_model_state_dict(backbone, read_tensors(file))
+    missing = [name for name in result.missing_keys if "dlora_" in name]
+    if odd := [*missing, *result.unexpected_keys]:
+        raise CheckpointError(f"{file} is of another configuration: {odd[0]}")
+
+
 def _in_adapter(model: TimeLlama, name: str) -> bool:
-    """Is this trained parameter one of PEFT's, which have a file of their own?"""
+    """Tell whether a trained parameter is one of PEFT's, which have a file of their own."""
     return isinstance(model.backbone, PeftModel) and name.startswith(_BACKBONE)
 
 
 def _frozen_maps(model: TimeLlama) -> dict[str, Tensor]:
-    """The linear shortcuts that aren't trained, by name."""
-    return {f"shortcuts.{name}": map_LH for name, map_LH in model.shortcuts.named_buffers()}
+    """List the linear maps that aren't trained, by name."""
+    return {name: buffer for name, buffer in model.named_buffers() if name.startswith(_MAPS)}

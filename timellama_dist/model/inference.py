@@ -1,4 +1,4 @@
-"""Makes a trained model ready to forecast, and for nothing else: what stays is computed once.
+"""Makes a trained model ready to forecast and no more: computes once what stays the same.
 
 Nothing is rounded that the plain pass doesn't round, so the forecasts stay what they are.
 
@@ -19,7 +19,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def freeze_for_inference(model: TimeLlama, *, unpack: bool) -> None:
-    """Fold, unpack and leave out whatever a model that is trained no more can do without.
+    """Fold prompts, unpack matrices and leave out what only training needs.
 
     Args:
         model: whole, on its device; changed in place.
@@ -42,7 +42,7 @@ def _all_of(model: nn.Module, kind: type[AnyModule]) -> list[tuple[str, AnyModul
 
 
 def unpacked(linear: Any) -> nn.Linear:
-    """The linear that a `Linear4bit` is in each of its forward passes."""
+    """Make the plain linear that a `Linear4bit` unpacks itself to in each forward pass."""
     weight = dequantize_4bit(linear.weight.data, linear.weight.quant_state)
     plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     plain.weight = nn.Parameter(weight.to(linear.compute_dtype), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Prediction intervals by conformal calibration: how far the truth was from forecasts, in z-scores.
+"""Prediction intervals by conformal calibration, from the errors of forecasts in z-scores.
 
 Quantiles of absolute errors on validation windows, for each step and channel, are kept with an
 exported model. A series' own last forecasts whose truth is known then scale them all by one factor
@@ -28,7 +28,7 @@ _RATE = 0.4
 
 
 def error_quantiles(error_NHC: Array) -> Array:
-    """Quantiles of absolute errors at `LEVELS`, shape (K, H, C), float32.
+    """Compute quantiles of absolute errors at `LEVELS`, shape (K, H, C), float32.
 
     They are the order statistics that cover one more window with the level's probability.
 
@@ -41,13 +41,13 @@ def error_quantiles(error_NHC: Array) -> Array:
     empty_HC = np.isnan(error_NHC).all(axis=0)
     filled_NHC = np.where(empty_HC, 0.0, error_NHC)
     quantile: Any = np.nanquantile if np.isnan(filled_NHC).any() else np.quantile
-    found = quantile(filled_NHC, shares, axis=0, method="inverted_cdf")
+    quantile_KHC = quantile(filled_NHC, shares, axis=0, method="inverted_cdf")
     # In order, because safetensors takes no other, and `nanquantile` leaves the levels innermost.
-    return np.where(empty_HC, np.nan, found).astype(np.float32, order="C")
+    return np.where(empty_HC, np.nan, quantile_KHC).astype(np.float32, order="C")
 
 
 def check_levels(levels: Any) -> list[float]:
-    """Levels in percent.
+    """Check levels in percent and return them as a list.
 
     Raises:
         ConfigError: not numbers above 0 and at most 99.
@@ -62,7 +62,7 @@ def check_levels(levels: Any) -> list[float]:
 
 
 def radius(quantile_KHC: Array, level: float) -> Array:
-    """Half the width of intervals of a level in percent, shape (H, C), float64."""
+    """Compute half the width of a level's intervals, shape (H, C), float64."""
     grid = np.array([0, *LEVELS])
     above = int(np.searchsorted(grid, level))
     share = (level - grid[above - 1]) / (grid[above] - grid[above - 1])
@@ -73,7 +73,7 @@ def radius(quantile_KHC: Array, level: float) -> Array:
 def cutoffs_before(
     rows: int | NDArray[np.int64], horizon: int, recent: int = RECENT
 ) -> NDArray[np.int64]:
-    """Where the forecasts were made that are looked back at, in order of time.
+    """List the cut-offs of the forecasts that are looked back at, in order of time.
 
     The last one is the last whose whole truth is known; neighbours are 4 rows apart, for forecasts
     of neighbouring rows err alike.
@@ -91,7 +91,7 @@ def cutoffs_before(
 
 
 def tracked_radius(radius_HC: Array, error_BTHC: Array, level: float) -> Array:
-    """Radii that have followed each series' errors, shape (B, H, C).
+    """Let radii follow each series' errors, shape (B, H, C).
 
     All of a series' radii share one factor. A forecast that more than the level allows for misses
     makes it larger, another smaller, so that in the long run the level's share of targets is hit,

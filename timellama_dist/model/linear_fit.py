@@ -1,4 +1,4 @@
-"""The best linear map from context to horizon, in closed form from sums over windows.
+"""Fits the best linear map from context to horizon, in closed form from sums over windows.
 
 A ridge sees a window with a centre of its own subtracted, which the forecast gets back: the last
 value, or a mean. Centre, context and strength of the ridge are chosen by their error on validation
@@ -43,7 +43,7 @@ class WindowSums:
 
     @classmethod
     def of(cls, past_BLC: FloatArray, future_BHC: FloatArray) -> "WindowSums":
-        """The sums over one batch of windows; missing values of either part are NaN."""
+        """Sum over one batch of windows; missing values of either part are NaN."""
         past_NL, future_NH = _rows(fill_missing(past_BLC)), _rows(future_BHC)
         complete_N = ~np.isnan(future_NH).any(axis=1)
         if not complete_N.all():
@@ -67,7 +67,7 @@ class WindowSums:
 
 
 def fit_linear(train: WindowSums, validation: WindowSums) -> Float64:
-    """The map whose forecast of a window without NaN is `past @ map`, shape (L, H).
+    """Fit the map whose forecast of a context without NaN is `past @ map`, shape (L, H).
 
     Its columns add up to 1: a window that is shifted shifts its forecast. Where one of the parts
     has no complete row, the map repeats the last value.
@@ -80,7 +80,7 @@ def fit_linear(train: WindowSums, validation: WindowSums) -> Float64:
 
 
 def fit_each(train: Sequence[WindowSums], validation: Sequence[WindowSums]) -> Float64:
-    """A map for each channel: the mean of the one for all channels and its own.
+    """Fit a map for each channel: the mean of the map of all channels and its own.
 
     A channel's own windows are few, and what all channels have in common isn't all of it.
 
@@ -104,7 +104,7 @@ def fit_each(train: Sequence[WindowSums], validation: Sequence[WindowSums]) -> F
 
 
 def _candidates(train: WindowSums, validation: WindowSums) -> Iterator[Float64]:
-    """The best map of each context and centre."""
+    """Fit the best map of each context and centre."""
     context_len = len(train.gram_LL)
     for share in CONTEXT_SHARES:
         seen = max(1, round(share * context_len))
@@ -114,7 +114,7 @@ def _candidates(train: WindowSums, validation: WindowSums) -> Iterator[Float64]:
 
 
 def _centres(context_len: int, seen: int) -> Iterator[Float64]:
-    """Weights of the values that make up a window's centre: the last one, or a mean."""
+    """List weights of the values that make up a window's centre: the last value, or a mean."""
     yield np.eye(context_len)[-1]
     mean_L = np.zeros(context_len)
     mean_L[-seen:] = 1 / seen
@@ -123,7 +123,7 @@ def _centres(context_len: int, seen: int) -> Iterator[Float64]:
 
 
 def _ridges(sums: WindowSums, seen: int, centre_L: Float64) -> Iterator[Float64]:
-    """Maps of every strength that see the last steps of a window, less its centre."""
+    """Fit maps of every strength that see the last steps of a window, less its centre."""
     context_len = len(sums.gram_LL)
     # Of a window x, x @ project is x less its centre, cut to what is seen.
     project_LS = np.eye(context_len)[:, -seen:] - centre_L[:, None]
@@ -139,13 +139,13 @@ def _ridges(sums: WindowSums, seen: int, centre_L: Float64) -> Iterator[Float64]
 
 
 def _error(map_LH: Float64, sums: WindowSums) -> float:
-    """The sum of squared errors of a map over all rows."""
+    """Sum the squared errors of a map over all rows."""
     fitted = np.vdot(map_LH, sums.gram_LL @ map_LH) - 2 * np.vdot(map_LH, sums.moment_LH)
     return sums.squares + float(fitted)
 
 
 def _averaged(candidates_KLH: Float64, sums: WindowSums) -> Float64:
-    """A mean of candidates, each as often as it lowers the error of the mean before it."""
+    """Average candidates, counting each as often as it lowers the error of the mean before it."""
     products_KK = np.einsum(
         "klh,jlh->kj", candidates_KLH, sums.gram_LL @ candidates_KLH, optimize=True
     )

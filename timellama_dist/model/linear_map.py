@@ -1,6 +1,6 @@
-"""The linear shortcut: a map from context to horizon beside the LLM path, fitted before training.
+"""The linear map as a module: from context to horizon, fitted before training by `linear_fit`.
 
-With it the LLM path starts at zero, so a run begins with the forecasts of `model.linear_fit`'s map.
+`linear_plus_llm` adds the LLM path to it.
 
 Shapes: B batch, C channels, L context, H horizon.
 """
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 
-class LinearShortcut(nn.Module):
-    """What a linear map forecasts beyond a window's centre.
+class LinearMap(nn.Module):
+    """Forecasts windows less their centre by a linear map.
 
     Args:
         map_LH: the map, shape (L, H), or each channel's, shape (C, L, H); of windows and forecasts
-            that are shorter than the model's, its last rows and first columns.
+            that are shorter than the model's, the model's last rows and first columns.
         shape: the model's (L, H).
-        trainable: let it train; else it stays, in float32 whatever the rest is in.
+        trainable: let the map train; else it stays, in float32 whatever the rest is in.
     """
 
     def __init__(self, map_LH: Tensor, shape: tuple[int, int], *, trainable: bool = False) -> None:
@@ -38,17 +38,17 @@ class LinearShortcut(nn.Module):
         The map's columns add up to 1, so that the centre itself would come back as it is.
 
         Args:
-            past_BLC: the windows; a missing value (NaN) is filled with the last one before it.
-            centre_B1C: their centres, any.
+            past_BLC: contexts; a missing value (NaN) is filled with the last value before it.
+            centre_B1C: what is subtracted from them.
         """
         centred_CBL = (fill_forward(past_BLC) - centre_B1C).permute(2, 0, 1)
-        beyond_CBH = centred_CBL.to(self.map_LH.dtype) @ self.map_LH
-        return beyond_CBH.to(past_BLC.dtype).permute(1, 2, 0)
+        forecast_CBH = centred_CBL.to(self.map_LH.dtype) @ self.map_LH
+        return forecast_CBH.to(past_BLC.dtype).permute(1, 2, 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device, but keep a frozen map's precision.
 
-        DeepSpeed casts whole modules to bf16, in which a ridge loses what it knows.
+        DeepSpeed casts whole modules to bf16, in which a ridge loses its small weights.
         """
         if isinstance(self.map_LH, nn.Parameter):
             moved: Any = super()._apply(fn, recurse)
@@ -58,7 +58,7 @@ class LinearShortcut(nn.Module):
 
 
 def fill_forward(past_BLC: Tensor) -> Tensor:
-    """As `linear_fit.fill_missing`, but without a branch: every rank runs one graph."""
+    """Fill gaps as `linear_fit.fill_missing` does, without a branch: every rank runs one graph."""
     observed_BLC = ~past_BLC.isnan()
     first_B1C = observed_BLC.int().argmax(dim=1, keepdim=True)
     steps_L1 = torch.arange(past_BLC.shape[1], device=past_BLC.device)[:, None]

@@ -17,7 +17,7 @@ from timellama_dist.model.linear_map import fill_forward
 
 
 class WindowStatistics(NamedTuple):
-    """Of each window's channels, each of shape (B, 1, C), finite."""
+    """Statistics of each window's channels, of shape (B, 1, C), finite."""
 
     mean: Tensor
     std: Tensor
@@ -45,7 +45,7 @@ class InstanceNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(num_channels)) if affine else None
 
     def forward(self, past_BLC: Tensor) -> tuple[Tensor, WindowStatistics, tuple[Tensor, ...]]:
-        """The normalised window, its statistics, and the affine parameters for `inverse`.
+        """Return the normalised window, its statistics, and the affine parameters for `inverse`.
 
         A missing value becomes the window's mean; a channel without any observed value has mean and
         centre 0 and the standard deviation of a constant window.

@@ -2,7 +2,7 @@
 
 
 def task_prompt(description: str, *, context_len: int, horizon: int, frequency: str) -> str:
-    """The prompt whose token embeddings the series are aligned to.
+    """Write the prompt whose token embeddings the series are aligned to.
 
     Args:
         description: what the data are; it comes with the data set's manifest.

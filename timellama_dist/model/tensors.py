@@ -1,4 +1,4 @@
-"""Named tensors: read from safetensors, copied into a model; damage and mismatch are named."""
+"""Reads named tensors from safetensors and copies them into a model; names damage and mismatch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from timellama_dist.errors import CheckpointError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
     Raises:
         CheckpointError: missing or damaged.

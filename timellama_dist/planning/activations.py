@@ -25,7 +25,7 @@ class Activations:
     activations."""
 
     def total(self, num_blocks: int) -> int:
-        """At the end of the forward pass, with the block that is recomputed, if it is."""
+        """Sum the bytes at the forward pass's end, with the block that is recomputed, if any."""
         recomputed = self.block if self.kept_of_block < self.block else 0
         return self.around + num_blocks * self.kept_of_block + recomputed
 
@@ -39,7 +39,7 @@ def count_activations(
     precision_bytes: int,
     is_gpu: bool,
 ) -> Activations:
-    """Those of one micro-batch on one worker."""
+    """Count the activations of one micro-batch on one worker."""
     tokens = config.train.micro_batch_size * num_channels
     alone = config.backbone.attention == "independent"
     samples = tokens if alone else config.train.micro_batch_size
@@ -67,7 +67,7 @@ def count_activations(
 
 
 def _block_token(config: RunConfig, shape: LlamaShape, p: int, mask: int) -> int:
-    """One token's in one block."""
+    """Count one token's bytes in one block."""
     adapted = adapted_linears(config, shape)
     inner = shape.intermediate_size
     norms = 2 * (4 * shape.hidden_size + 4)  # their inputs in float32, and a factor each
@@ -88,7 +88,7 @@ def _block_token(config: RunConfig, shape: LlamaShape, p: int, mask: int) -> int
 
 
 def _router_sample(config: RunConfig, shape: LlamaShape, p: int) -> int:
-    """One sample's decision in one block."""
+    """Count the bytes of one sample's routing in one block."""
     num_modules = len(adapted_linears(config, shape))
     if not num_modules:
         return 0
@@ -99,7 +99,7 @@ def _router_sample(config: RunConfig, shape: LlamaShape, p: int) -> int:
 
 
 def _around_token(config: RunConfig, shape: LlamaShape, p: int, mask: int) -> int:
-    """One token's outside of the blocks."""
+    """Count one token's bytes outside of the blocks."""
     hidden, context_len, horizon = shape.hidden_size, config.data.context_len, config.data.horizon
     batch = 4 * (context_len + horizon)
     ends = p * context_len + 9 * horizon  # normalised window; forecast, target and their mask

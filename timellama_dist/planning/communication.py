@@ -24,7 +24,7 @@ from timellama_dist.planning.shape import ParameterSize
 
 @dataclass(frozen=True, kw_only=True)
 class Communication:
-    """Of one optimizer step."""
+    """Bytes that travel in one optimizer step."""
 
     gathered_bytes: int
     """Sum of the buffers that all-gathers fill."""
@@ -45,12 +45,12 @@ class StepTime:
 
     @property
     def total_s(self) -> float:
-        """As if nothing overlapped."""
+        """Seconds of a step, as if nothing overlapped."""
         return self.compute_s + self.communication_s
 
 
 def count_communication(sizes: Sizes, zero: ZeroPolicy, *, turns: int) -> Communication:
-    """The traffic of a step of `turns` micro-batches.
+    """Count the traffic of a step of `turns` micro-batches.
 
     Without ZeRO, and in stage 1, gradients travel once a step; from stage 2 on with each
     micro-batch. The frozen weights travel in stage 3 alone: forward, and backward again unless they
@@ -81,7 +81,7 @@ def estimate_time(
     tokens: int,
     precision: str,
 ) -> StepTime:
-    """Time of a step of `turns` micro-batches of `tokens` tokens on each worker."""
+    """Estimate the time of a step of `turns` micro-batches of `tokens` tokens on each worker."""
     frozen = sum(p.elements * p.count for p in parameters if not p.trained)
     trained = sum(p.elements * p.count for p in parameters if p.trained)
     # Forward and the activations' gradients; trained ones also get their own; 2 FLOP an element.

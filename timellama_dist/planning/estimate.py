@@ -1,4 +1,4 @@
-"""One run under one policy: what it needs, and whether it fits."""
+"""Estimates what one run needs under one policy, and whether it fits."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -37,16 +37,16 @@ class Estimate:
 
     @property
     def needed_bytes(self) -> int:
-        """Of its device, at the busiest moment of a step."""
+        """Bytes of a worker's device, at the busiest moment of a step."""
         return self.memory.total
 
     @property
     def fits(self) -> bool:
-        """Does a worker's device hold it?"""
+        """Whether a worker's device holds the run."""
         return self.needed_bytes <= self.available_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         memory = self.memory
         return {
             "fits": self.fits,
@@ -72,7 +72,7 @@ def estimate(
     num_channels: int,
     prompt_tokens: int | None = None,
 ) -> Estimate:
-    """What a run needs of each of its workers.
+    """Estimate what a run needs of each of its workers.
 
     Args:
         config: the run.

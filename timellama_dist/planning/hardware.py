@@ -1,4 +1,4 @@
-"""What a run may be planned for: public data-sheet figures, and the shares of them assumed here.
+"""Devices to plan for: public data-sheet figures, and the shares of them assumed here.
 
 Nothing of this was measured on a GPU. Data sheets give memory in 10**9 bytes, FLOP/s without
 sparsity; links are per direction.
@@ -41,15 +41,15 @@ class Hardware:
 
     @property
     def is_gpu(self) -> bool:
-        """Else the workers share this machine's memory."""
+        """Whether this is a GPU; else the workers share this machine's memory."""
         return self.name != "cpu"
 
     def flops(self, precision: str) -> float:
-        """Of the data sheet, in the run's precision."""
+        """Return the data sheet's FLOP/s in the run's precision."""
         return self.bf16_flops if precision == "bf16" else self.fp32_flops
 
     def bytes_per_s(self, world_size: int) -> float:
-        """Of the slowest link between the workers."""
+        """Return the bandwidth of the slowest link between the workers."""
         crosses = self.is_gpu and world_size > GPUS_PER_NODE
         return min(self.link_bytes_per_s, NETWORK_BYTES_PER_S) if crosses else self.link_bytes_per_s
 
@@ -88,7 +88,7 @@ GPUS: Mapping[str, Hardware] = {
 
 
 def find_hardware(name: str, world_size: int) -> Hardware:
-    """A GPU of the table, or `cpu`: one core each and an equal share of this machine's memory.
+    """Find a GPU of the table, or `cpu`: a core each and an equal share of this machine's memory.
 
     Raises:
         ConfigError: unknown.

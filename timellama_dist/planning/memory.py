@@ -1,4 +1,4 @@
-"""Memory of one worker, part by part, at the moment of a step when it holds most.
+"""Counts one worker's memory, part by part, at the moment of a step when it holds most.
 
 Between steps a worker holds weights, optimizer state and buffers. On top of that come, one after
 the other: the last parameters of the forward pass (ZeRO-3), the backward pass, the reduction of the
@@ -51,7 +51,7 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What one worker needs."""
+    """The memory that one worker needs."""
 
     held: Parts
     """Between steps, on the device."""
@@ -64,17 +64,17 @@ class Memory:
 
     @property
     def busiest(self) -> str:
-        """The moment that needs most."""
+        """The moment of a step that needs most."""
         return max(self.moments, key=lambda name: self.moments[name].total)
 
     @property
     def peak(self) -> Parts:
-        """On the device at that moment."""
+        """Bytes on the device at the busiest moment."""
         return self.held + self.moments[self.busiest]
 
     @property
     def total(self) -> int:
-        """On the device, framework included."""
+        """Bytes on the device, framework included."""
         return self.peak.total + self.framework
 
 
@@ -85,17 +85,17 @@ class Sizes:
         self, parameters: Sequence[ParameterSize], zero: ZeroPolicy, world_size: int, p: int
     ) -> None:
         def total(size_of: Callable[[ParameterSize], int], trained: bool | None = None) -> int:
-            chosen = [one for one in parameters if trained in (None, one.trained)]
-            return sum(size_of(one) * one.count for one in chosen)
+            chosen = [size for size in parameters if trained in (None, size.trained)]
+            return sum(size_of(size) * size.count for size in chosen)
 
-        def whole(one: ParameterSize) -> int:
-            return one.held_elements * one.itemsize(p)
+        def whole(size: ParameterSize) -> int:
+            return size.held_elements * size.itemsize(p)
 
-        def shard(one: ParameterSize) -> int:
-            return -(-one.held_elements // world_size) * one.itemsize(p)
+        def shard(size: ParameterSize) -> int:
+            return -(-size.held_elements // world_size) * size.itemsize(p)
 
-        def lasting(one: ParameterSize) -> int:
-            return whole(one) if one.held_elements <= zero.persistence_threshold else 0
+        def lasting(size: ParameterSize) -> int:
+            return whole(size) if size.held_elements <= zero.persistence_threshold else 0
 
         self.world_size = world_size
         self.item = p
@@ -108,10 +108,10 @@ class Sizes:
         # Stages 1 and 2 share out one flat tensor, stage 3 each parameter.
         flat = -(-self.trained_elements // (2 * world_size)) * 2
         self.own_elements = self.trained["shard"] // p if zero.stage == 3 else flat
-        self.largest_trained = max(one.elements for one in parameters if one.trained)
-        self.four_bit = total(lambda one: whole(one) if one.four_bit else 0)
-        self.quantisation_state = total(lambda one: one.quantisation_bytes)
-        self.elements = total(lambda one: one.held_elements)
+        self.largest_trained = max(size.elements for size in parameters if size.trained)
+        self.four_bit = total(lambda size: whole(size) if size.four_bit else 0)
+        self.quantisation_state = total(lambda size: size.quantisation_bytes)
+        self.elements = total(lambda size: size.held_elements)
         self.travelling = self.whole - sum(self.lasting.values())
         # ZeRO-3 keeps what is used again within so many elements of the trace, which goes forward
         # to the end and back: the last half of them.
@@ -121,13 +121,14 @@ class Sizes:
         # prefetching runs ahead until it meets its limit.
         self.live_share = max(kept, min(1.0, zero.live_limit / self.elements))
 
-        units = {one.unit for one in parameters if one.unit is not None}
+        units = {size.unit for size in parameters if size.unit is not None}
         self.largest_unit = max(
-            (sum(whole(one) for one in parameters if one.unit == unit) for unit in units), default=0
+            (sum(whole(size) for size in parameters if size.unit == unit) for unit in units),
+            default=0,
         )
 
     def resident(self, config: RunConfig) -> int:
-        """Gathered bytes at the turn from the forward to the backward pass."""
+        """Count gathered bytes at the turn from the forward to the backward pass."""
         live = int(self.live_share * self.travelling)
         if config.train.gradient_checkpointing:
             return live
@@ -135,7 +136,7 @@ class Sizes:
         return live + int((1 - self.live_share) * self.four_bit)
 
     def in_flight(self, zero: ZeroPolicy, num_groups: int) -> int:
-        """Buffers of so many groups that are fetched together."""
+        """Count the buffers of so many groups that are fetched together."""
         share = min(1.0, num_groups * zero.prefetch_bucket / self.elements)
         groups = int(share * self.travelling)
         # A unit that the limit let nobody prefetch comes as one group, and is copied out of it.
@@ -153,7 +154,7 @@ def count_memory(
     prompt_tokens: int,
     hardware: Hardware,
 ) -> Memory:
-    """The memory of one worker.
+    """Count the memory of one worker.
 
     Args:
         turns: micro-batches of an optimizer step.
@@ -177,7 +178,7 @@ def count_memory(
 
 
 def _held(sizes: Sizes, zero: ZeroPolicy) -> tuple[Parts, Parts]:
-    """Between steps: on the device, and on the host."""
+    """Count what is held between steps: on the device, and on the host."""
     p, own = sizes.item, sizes.own_elements
     if zero.stage == 0:
         adam = ADAM_BYTES if p < 4 else ADAM_BYTES_WITHOUT_MASTER
@@ -206,7 +207,7 @@ def _held(sizes: Sizes, zero: ZeroPolicy) -> tuple[Parts, Parts]:
 def _gathering(
     config: RunConfig, activations: int, scratch: int, sizes: Sizes, zero: ZeroPolicy
 ) -> Parts:
-    """In the forward pass under ZeRO-3, when the last parameters arrive.
+    """Count the forward pass under ZeRO-3, when the last parameters arrive.
 
     They come in groups of a prefetch bucket. A group's buffer stays until its last parameter is
     used, beside the parameters that were copied out of it; meanwhile the next group is under way.
@@ -221,13 +222,13 @@ def _gathering(
 
     # Two groups before the end, or one at the end.
     before = 1 - sizes.in_flight(zero, 2) / max(1, sizes.travelling)
-    return max(parts(2, before), parts(1, 1.0), key=lambda one: one.total)
+    return max(parts(2, before), parts(1, 1.0), key=lambda held: held.total)
 
 
 def _backward(
     config: RunConfig, activations: int, scratch: int, sizes: Sizes, zero: ZeroPolicy, turns: int
 ) -> Parts:
-    """At its beginning, in the last block, when all activations are still there."""
+    """Count the backward pass at its beginning, when all activations are still there."""
     gradients = bucket = gathered = 0
     if turns > 1 and zero.stage < 3:
         # Of the micro-batches before, summed up.
@@ -247,7 +248,7 @@ def _backward(
 
 
 def _reduction(sizes: Sizes, zero: ZeroPolicy, turns: int) -> Parts:
-    """At the end of the backward pass, when all gradients are there."""
+    """Count the end of the backward pass, when all gradients are there."""
     whole, own, p = sizes.trained["whole"], sizes.item * sizes.own_elements, sizes.item
     if zero.stage == 0:
         return Parts(gradients=whole, scratch=whole)
@@ -264,7 +265,7 @@ def _reduction(sizes: Sizes, zero: ZeroPolicy, turns: int) -> Parts:
 
 
 def _step(sizes: Sizes, zero: ZeroPolicy, hardware: Hardware) -> Parts:
-    """Gradients in float32, and what Adam computes of its second moment."""
+    """Count the optimizer's step: gradients in float32, and Adam's temporaries."""
     own, p = sizes.own_elements, sizes.item
     if zero.offloads_optimizer and zero.stage:
         return Parts(scratch=p * own if hardware.is_gpu else 8 * own)

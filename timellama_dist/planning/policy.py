@@ -1,4 +1,4 @@
-"""What of a DeepSpeed configuration decides memory and communication; the shipped policies."""
+"""The settings of DeepSpeed that decide memory and communication; the shipped policies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class ZeroPolicy:
 
     @classmethod
     def from_resolved(cls, resolved: Mapping[str, Any]) -> Self:
-        """Of what `resolve_deepspeed` gives."""
+        """Read the settings from what `resolve_deepspeed` gives."""
         zero = resolved.get("zero_optimization", {})
         stage = zero.get("stage", 0)
         contiguous, overlaps = zero.get("contiguous_gradients", True), zero.get("overlap_comm")

@@ -1,4 +1,4 @@
-"""A LLaMA's dimensions, and from them every parameter of a run: pure arithmetic.
+"""A LLaMA's dimensions, and every parameter of a run by arithmetic from them.
 
 Symbols: D hidden, I intermediate, L context, H horizon, M adapted linears of a block, E experts per
 linear, R rank of one expert.
@@ -39,7 +39,7 @@ class LlamaShape:
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """The shape that a backbone's config.json describes.
+        """Read the shape from a backbone's config.json.
 
         Raises:
             ConfigError: unreadable, not of the LLaMA architecture, or a dimension is missing.
@@ -56,7 +56,7 @@ class LlamaShape:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, source: str) -> Self:
-        """The same from the file's content; `source` is named in errors.
+        """Read the shape from the file's content; errors name `source`.
 
         Raises:
             ConfigError: as `from_file`.
@@ -81,12 +81,12 @@ class LlamaShape:
 
     @property
     def query_size(self) -> int:
-        """All heads together."""
+        """Outputs of all heads together."""
         return self.num_heads * self.head_dim
 
     @property
     def key_size(self) -> int:
-        """All key-value heads together."""
+        """Outputs of all key-value heads together."""
         return self.num_kv_heads * self.head_dim
 
     @property
@@ -118,16 +118,16 @@ class ParameterSize:
 
     @property
     def held_elements(self) -> int:
-        """As the tensor counts them: two 4-bit weights are one byte."""
+        """Elements as the tensor counts them: two 4-bit weights are one byte."""
         return -(-self.elements // 2) if self.four_bit else self.elements
 
     def itemsize(self, precision_bytes: int) -> int:
-        """Bytes of a held element."""
+        """Return the bytes of a held element."""
         return 1 if self.four_bit else precision_bytes
 
     @property
     def quantisation_bytes(self) -> int:
-        """Scales in 8 bits, their own scales in float32, two code books, and the scales' mean."""
+        """Bytes of 8-bit scales, their own scales in float32, two code books, the scales' mean."""
         if not self.four_bit:
             return 0
         scales = -(-self.elements // _NF4_BLOCK)
@@ -135,7 +135,7 @@ class ParameterSize:
 
 
 def adapted_linears(config: RunConfig, shape: LlamaShape) -> dict[str, tuple[int, int, bool]]:
-    """The linears of a block that have a pool of experts.
+    """Choose the linears of a block that have a pool of experts.
 
     Raises:
         ConfigError: a target is none of a block's linears.
@@ -143,21 +143,22 @@ def adapted_linears(config: RunConfig, shape: LlamaShape) -> dict[str, tuple[int
     if not config.dlora.enabled:
         return {}
     targets = config.dlora.targets
-    known = {
-        name: [one for one in targets if f".{name}".endswith(f".{one}")] for name in shape.linears
+    matches = {
+        name: {target for target in targets if f".{name}".endswith(f".{target}")}
+        for name in shape.linears
     }
-    if odd := set(targets) - {one for found in known.values() for one in found}:
+    if odd := set(targets).difference(*matches.values()):
         raise ConfigError(
             f"dlora.target_modules must name linears of a block "
-            f"({', '.join(name.rpartition('.')[2] for name in known)}), got {sorted(odd)[0]!r}"
+            f"({', '.join(name.rpartition('.')[2] for name in matches)}), got {sorted(odd)[0]!r}"
         )
-    return {name: sizes for name, sizes in shape.linears.items() if known[name]}
+    return {name: sizes for name, sizes in shape.linears.items() if matches[name]}
 
 
 def list_parameters(
     config: RunConfig, shape: LlamaShape, *, num_channels: int
 ) -> list[ParameterSize]:
-    """Every parameter of the model that `build_model` makes.
+    """List every parameter of the model that `build_model` makes.
 
     Raises:
         ConfigError: the configuration doesn't fit the backbone.
@@ -243,7 +244,7 @@ def _around(config: RunConfig, shape: LlamaShape, num_channels: int) -> Iterator
 
 
 def count_parameters(config: RunConfig, parameters: list[ParameterSize]) -> dict[str, int]:
-    """Trainable, frozen and active numbers, as `metrics.json` has them."""
+    """Count trainable, frozen and active parameters, as `metrics.json` has them."""
 
     def total(*parts: str) -> int:
         return sum(p.elements * p.count for p in parameters if p.part in parts)

@@ -71,25 +71,25 @@ class RunFiles:
             config = (run_dir / "config.yaml").read_text(encoding="utf-8")
             metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
             lines = (run_dir / "history.jsonl").read_text(encoding="utf-8").splitlines()
-            history = _last_of_each([json.loads(one) for one in lines])
+            history = _last_of_each([json.loads(line) for line in lines])
             return cls(run_dir.resolve().name, config, metrics, history)
         except (OSError, ValueError) as error:
             raise DataError(f"{run_dir} is not the directory of a finished run: {error}") from error
 
     def routers(self, dataset: str) -> list[tuple[int, dict[str, Any]]]:
-        """What the routers chose at each validation, with its step."""
-        found = [
-            (one["step"], one.get("detail", {}).get(dataset, {}).get("routers"))
-            for one in self.history
-            if one["kind"] == "validation"
+        """List what the routers chose at each validation, with its step."""
+        validations = [
+            (record["step"], record.get("detail", {}).get(dataset, {}).get("routers"))
+            for record in self.history
+            if record["kind"] == "validation"
         ]
-        return [(step, routers) for step, routers in found if routers]
+        return [(step, routers) for step, routers in validations if routers]
 
 
 def _last_of_each(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A run that went on from a checkpoint has made the steps after it twice: the last count."""
-    last = {(one["kind"], one["step"]): one for one in history}
-    return sorted(last.values(), key=lambda one: one["step"])
+    """Keep the last record of each kind and step: a resumed run made some steps twice."""
+    last = {(record["kind"], record["step"]): record for record in history}
+    return sorted(last.values(), key=lambda record: record["step"])
 
 
 def write_report(run_dir: Path, sets: Sequence[ShownSet], modules: Sequence[str]) -> Path:
@@ -107,7 +107,7 @@ def write_report(run_dir: Path, sets: Sequence[ShownSet], modules: Sequence[str]
     parts = [
         _heading("Test part, z-scored", _results(run.metrics)),
         _heading("Losses", _picture(partial(plot_losses, run.history))),
-        *(part for one in sets for part in _of_set(run, one, modules)),
+        *(part for shown in sets for part in _of_set(run, shown, modules)),
         _heading("Time and memory", _costs(run.metrics)),
         _heading("Configuration", f"<pre>{html.escape(run.config)}</pre>"),
         _heading("Versions", _table([("", "version"), *run.metrics["versions"].items()])),
@@ -135,38 +135,38 @@ def write_comparison(runs: Sequence[RunFiles], path: Path) -> None:
 
 
 def comparison_rows(runs: Sequence[RunFiles]) -> list[tuple[str, ...]]:
-    """A row a run, below one of names."""
+    """Make a row for each run, below a row of titles."""
     names = ("run", "MSE", "MAE", "linear MSE", "naive MSE", "steps", "seconds", "trained")
     rows: list[tuple[str, ...]] = [names]
     for run in runs:
         metrics, test = run.metrics, run.metrics["test"]
         baselines = (metrics["baselines"][kind]["mse"] for kind in ("linear", "seasonal_naive"))
-        figures = [f"{one:.4f}" for one in (test["mse"], test["mae"], *baselines)]
+        figures = [f"{figure:.4f}" for figure in (test["mse"], test["mae"], *baselines)]
         seconds = f"{metrics['train']['seconds']:.0f}"
         trained = str(metrics["parameters"]["trainable"])
         rows.append((run.name, *figures, str(metrics["train"]["steps"]), seconds, trained))
     return rows
 
 
-def _of_set(run: RunFiles, one: ShownSet, modules: Sequence[str]) -> list[str]:
-    name, found = one.name, run.metrics["by_dataset"][one.name]
-    intervals = " and ".join(f"{level:g} %" for level in one.radii)
-    title = f"{name}: z-scored, test MSE {found['test']['mse']:.4f}"
+def _of_set(run: RunFiles, shown: ShownSet, modules: Sequence[str]) -> list[str]:
+    name, result = shown.name, run.metrics["by_dataset"][shown.name]
+    intervals = " and ".join(f"{level:g} %" for level in shown.radii)
+    title = f"{name}: z-scored, test MSE {result['test']['mse']:.4f}"
     parts = [
         _heading(
             f"{name}: forecasts" + (f", intervals of {intervals}" if intervals else ""),
             _picture(
                 lambda file: plot_forecasts(
-                    one.examples, one.channels, file, title=title, radii=one.radii
+                    shown.examples, shown.channels, file, title=title, radii=shown.radii
                 )
             ),
         ),
         _heading(
             f"{name}: errors",
-            _picture(partial(plot_errors, found["detail"], one.channels)),
+            _picture(partial(plot_errors, result["detail"], shown.channels)),
         ),
     ]
-    if routers := found["detail"]["routers"]:
+    if routers := result["detail"]["routers"]:
         parts.append(
             _heading(
                 f"{name}: experts chosen on the test part",
@@ -188,10 +188,10 @@ def _results(metrics: Mapping[str, Any]) -> str:
     models = {"Time-LlaMA (this run)": metrics["test"], **metrics["baselines"]}
     if len(metrics["by_dataset"]) > 1:
         models |= {
-            f"this run on {name}": one["test"] for name, one in metrics["by_dataset"].items()
+            f"this run on {name}": errors["test"] for name, errors in metrics["by_dataset"].items()
         }
-    for name, one in models.items():
-        rows.append((name.replace("_", " "), f"{one['mse']:.4f}", f"{one['mae']:.4f}"))
+    for name, errors in models.items():
+        rows.append((name.replace("_", " "), f"{errors['mse']:.4f}", f"{errors['mae']:.4f}"))
     return _table(rows)
 
 

@@ -95,22 +95,24 @@ def plot_by_step(errors: Mapping[str, Sequence[float]], path: Path, *, title: st
 
 def plot_losses(history: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
     """Draw the training and validation losses, the balance loss and the learning rate."""
-    steps = [one for one in history if one["kind"] == "train" and one["loss"] is not None]
-    validations = [one for one in history if one["kind"] == "validation"]
+    steps = [
+        record for record in history if record["kind"] == "train" and record["loss"] is not None
+    ]
+    validations = [record for record in history if record["kind"] == "validation"]
     figure, axes = _figure(1, 3, height=2.8)
-    at = [one["step"] for one in steps]
-    axes[0][0].plot(at, [one["loss"] for one in steps], color="0.5", label="training")
+    at = [record["step"] for record in steps]
+    axes[0][0].plot(at, [record["loss"] for record in steps], color="0.5", label="training")
     axes[0][0].plot(
-        [one["step"] for one in validations],
-        [one["mse"] for one in validations],
+        [record["step"] for record in validations],
+        [record["mse"] for record in validations],
         color="tab:orange",
         marker="o",
         markersize=3,
         label="validation MSE",
     )
     axes[0][0].legend(fontsize=7)
-    axes[0][1].plot(at, [one["balance_loss"] for one in steps], color="tab:blue")
-    axes[0][2].plot(at, [one["learning_rate"] for one in steps], color="tab:green")
+    axes[0][1].plot(at, [record["balance_loss"] for record in steps], color="tab:blue")
+    axes[0][2].plot(at, [record["learning_rate"] for record in steps], color="tab:green")
     for axis, name in zip(axes[0], ("loss", "balance loss", "learning rate"), strict=True):
         _label(axis, name, "step")
     figure.savefig(path, dpi=100)
@@ -165,8 +167,8 @@ def plot_load(validations: Sequence[tuple[int, Mapping[str, Any]]], path: Path |
     steps = [step for step, _ in validations]
     share_TLX = np.array(
         [
-            np.reshape(one["chosen"], (len(one["chosen"]), -1)) / one["samples"]
-            for _, one in validations
+            np.reshape(routers["chosen"], (len(routers["chosen"]), -1)) / routers["samples"]
+            for _, routers in validations
         ]
     )
     columns = min(4, share_TLX.shape[1])

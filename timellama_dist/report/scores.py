@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a Markdown table, a JSON file, pictures."""
+"""Writes an evaluation's scores as a Markdown table, a JSON file and pictures."""
 
 import json
 import math
@@ -12,17 +12,17 @@ _FIGURES = {"mse": "MSE", "mae": "MAE", "smape": "sMAPE %", "mase": "MASE", "owa
 
 
 def scores_table(results: Mapping[str, Any], split: str) -> str:
-    """Markdown: a line for each data set, and one for all of them where there are several."""
+    """Make a Markdown table: a line for each data set, and one for all where there are several."""
     by_dataset = results["by_dataset"]
     lines = [
         _row("data", "context", "horizon", f"{split} windows", *_FIGURES.values()),
         _row("---", *["---:"] * (3 + len(_FIGURES))),
     ]
-    for name, found in by_dataset.items():
-        counts = [str(found[key]) for key in ("context_len", "horizon", "windows")]
-        lines.append(_row(name, *counts, *_cells(found[split])))
+    for name, scores in by_dataset.items():
+        counts = [str(scores[key]) for key in ("context_len", "horizon", "windows")]
+        lines.append(_row(name, *counts, *_cells(scores[split])))
     if len(by_dataset) > 1:
-        windows = sum(found["windows"] for found in by_dataset.values())
+        windows = sum(scores["windows"] for scores in by_dataset.values())
         lines.append(_row("all", "", "", str(windows), *_cells(results[split])))
     return "\n".join(lines)
 
@@ -30,7 +30,7 @@ def scores_table(results: Mapping[str, Any], split: str) -> str:
 def write_scores(
     results: Mapping[str, Any], split: str, *, output: str | None, plots: str | None
 ) -> list[Path]:
-    """Write the figures as JSON, the table beside them, and pictures; what was written.
+    """Write the scores as JSON, the table beside them, and pictures; return the paths.
 
     The folders are there already. A figure that isn't defined, such as the MASE of constant series,
     is null.
@@ -43,9 +43,9 @@ def write_scores(
         table.write_text(scores_table(results, split) + "\n", encoding="utf-8")
         written += [path, table]
     if plots is not None:
-        for name, found in results["by_dataset"].items():
+        for name, scores in results["by_dataset"].items():
             written.append(Path(plots) / f"{name}-by-step.png")
-            plot_by_step(found["by_step"], written[-1], title=f"{results['model']} on {name}")
+            plot_by_step(scores["by_step"], written[-1], title=f"{results['model']} on {name}")
     return written
 
 
@@ -59,7 +59,7 @@ def _row(*cells: str) -> str:
 
 def _defined(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _defined(one) for key, one in value.items()}
+        return {key: _defined(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_defined(one) for one in value]
+        return [_defined(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

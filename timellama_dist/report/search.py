@@ -1,4 +1,4 @@
-"""What a search found: which trials are worth having, a table of all, and a picture."""
+"""A search's results: the trials worth having, a table of all, and a picture."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,126 +28,130 @@ _MOST_NAMED = 12
 
 
 def judged(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that were trained to their end; those that were stopped if there are none."""
-    measured = [one for one in trials if one["validation"] is not None]
-    return [one for one in measured if one["status"] == "finished"] or measured
+    """Choose trials that were trained to their end; those that were stopped if there are none."""
+    measured = [trial for trial in trials if trial["validation"] is not None]
+    return [trial for trial in measured if trial["status"] == "finished"] or measured
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The one of the least validation error."""
-    return min(judged(trials), key=lambda one: one["validation"], default=None)
+    """Choose the trial of the least validation error."""
+    return min(judged(trials), key=lambda trial: trial["validation"], default=None)
 
 
 def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """Trials than which no other is as good in all objectives and better in one.
+    """Choose trials than which no other is as good in all objectives and better in one.
 
     Returns:
         In the order of their validation error.
     """
-    points = [(tuple(one[key] for key in objectives), one) for one in judged(trials)]
+    points = [(tuple(trial[key] for key in objectives), trial) for trial in judged(trials)]
     front = [
-        one
-        for mine, one in points
+        trial
+        for point, trial in points
         if not any(
-            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine
-            for other, _ in points
+            all(a <= b for a, b in zip(rival, point, strict=True)) and rival != point
+            for rival, _ in points
         )
     ]
-    return sorted(front, key=lambda one: one["validation"])
+    return sorted(front, key=lambda trial: trial["validation"])
 
 
-def summary(found: Mapping[str, Any]) -> str:
-    """Markdown: the best trial, the front, every trial."""
-    trials, objectives = found["trials"], found["objectives"]
-    lines = ["# Search", "", best_lines(found)]
+def summary(results: Mapping[str, Any]) -> str:
+    """Write Markdown: the best trial, the front, every trial."""
+    trials, objectives = results["trials"], results["objectives"]
+    lines = ["# Search", "", best_lines(results)]
     lines += ["", f"## Pareto front: {', '.join(_label(key) for key in objectives)}", ""]
-    lines += _table(pareto_front(trials, objectives), found["keys"])
-    lines += ["", "## All trials", "", *_table(trials, found["keys"])]
-    if found["pruned"]:
+    lines += _table(pareto_front(trials, objectives), results["keys"])
+    lines += ["", "## All trials", "", *_table(trials, results["keys"])]
+    if results["pruned"]:
         lines += ["", "## Not begun: more memory than there is", ""]
-        lines += [f"- {_keys(one['keys'])}: {one['problem']}" for one in found["pruned"]]
+        lines += [f"- {_keys(trial['keys'])}: {trial['problem']}" for trial in results["pruned"]]
     return "\n".join([*lines, ""])
 
 
-def best_lines(found: Mapping[str, Any]) -> str:
-    """Counts, the best trial, and the configuration that the search began from."""
-    trials = found["trials"]
-    best, base = best_trial(trials), next((one for one in trials if one["is_base"]), None)
-    lines = [_counts(found)]
+def best_lines(results: Mapping[str, Any]) -> str:
+    """Write the counts, the best trial, and the configuration that the search began from."""
+    trials = results["trials"]
+    best, base = best_trial(trials), next((trial for trial in trials if trial["is_base"]), None)
+    lines = [_counts(results)]
     if best is not None:
-        lines.append(f"best: {_named(best, found['metric'])}")
+        lines.append(f"best: {_named(best, results['metric'])}")
     if base is not None and base["validation"] is not None:
-        lines.append(f"it began from: {_named(base, found['metric'])}")
+        lines.append(f"it began from: {_named(base, results['metric'])}")
     return "\n\n".join(lines)
 
 
-def _counts(found: Mapping[str, Any]) -> str:
-    """How many trials ended how."""
-    statuses = [one["status"] for one in found["trials"]]
+def _counts(results: Mapping[str, Any]) -> str:
+    """Count the trials by how they ended."""
+    statuses = [trial["status"] for trial in results["trials"]]
     counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
-    if found["pruned"]:
-        counts.append(f"{len(found['pruned'])} not begun for want of memory")
+    if results["pruned"]:
+        counts.append(f"{len(results['pruned'])} not begun for want of memory")
     return f"{len(statuses)} trials: {', '.join(counts)}"
 
 
-def plot_search(found: Mapping[str, Any], path: Path) -> None:
+def plot_search(results: Mapping[str, Any], path: Path) -> None:
     """Draw the Pareto front, and the least error by expert count and rank.
 
     Args:
-        found: as `search.json` has it.
+        results: as `search.json` has it.
         path: PNG to write.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _draw_front(left, found)
-    _draw_heat(figure, right, found)
+    _draw_front(left, results)
+    _draw_heat(figure, right, results)
     figure.savefig(path, dpi=120)
 
 
-def _draw_front(axis: Axes, found: Mapping[str, Any]) -> None:
-    key = found["objectives"][1]
-    measured = [one for one in found["trials"] if one["validation"] is not None]
+def _draw_front(axis: Axes, results: Mapping[str, Any]) -> None:
+    key = results["objectives"][1]
+    measured = [trial for trial in results["trials"] if trial["validation"] is not None]
     for status, color in (("finished", "tab:blue"), ("other", "0.7")):
-        shown = [one for one in measured if (one["status"] == "finished") == (status == "finished")]
+        shown = [
+            trial for trial in measured if (trial["status"] == "finished") == (status == "finished")
+        ]
         axis.scatter(
-            [one[key] for one in shown],
-            [one["validation"] for one in shown],
+            [trial[key] for trial in shown],
+            [trial["validation"] for trial in shown],
             color=color,
             s=22,
             label="trained to the end" if status == "finished" else "stopped early",
         )
-    front = sorted(pareto_front(found["trials"], found["objectives"]), key=lambda one: one[key])
+    front = sorted(
+        pareto_front(results["trials"], results["objectives"]), key=lambda trial: trial[key]
+    )
     axis.plot(
-        [one[key] for one in front],
-        [one["validation"] for one in front],
+        [trial[key] for trial in front],
+        [trial["validation"] for trial in front],
         color="tab:orange",
         marker="o",
         markersize=4,
         label="Pareto front",
     )
-    for one in front[:_MOST_NAMED]:
+    for trial in front[:_MOST_NAMED]:
         axis.annotate(
-            str(one["number"]),
-            (one[key], one["validation"]),
+            str(trial["number"]),
+            (trial[key], trial["validation"]),
             textcoords="offset points",
             xytext=(5, 5),
             fontsize=8,
         )
     axis.set_xlabel(_label(key))
-    axis.set_ylabel(f"validation {found['metric']}")
+    axis.set_ylabel(f"validation {results['metric']}")
     axis.set_title("trials, by number on the front", fontsize=10)
     axis.legend(fontsize=8)
 
 
-def _draw_heat(figure: Figure, axis: Axes, found: Mapping[str, Any]) -> None:
-    """The least error of each pair of expert count and rank, and its number of trials."""
+def _draw_heat(figure: Figure, axis: Axes, results: Mapping[str, Any]) -> None:
+    """Draw the least error of each pair of expert count and rank, and its number of trials."""
     cells: dict[tuple[int, int], list[float]] = {}
-    for one in found["trials"]:
-        if one["validation"] is not None:
-            keys = found["base"] | one["keys"]
+    for trial in results["trials"]:
+        if trial["validation"] is not None:
+            keys = results["base"] | trial["keys"]
             experts, rank = (keys[".".join(key)] for key in HEAT)
-            cells.setdefault((experts, rank), []).append(one["validation"])
+            cells.setdefault((experts, rank), []).append(trial["validation"])
     counts, ranks = (sorted({cell[n] for cell in cells}) for n in (0, 1))
     least = np.full((len(counts), len(ranks)), math.nan)
     for (experts, rank), errors in cells.items():
@@ -164,9 +168,9 @@ def _draw_heat(figure: Figure, axis: Axes, found: Mapping[str, Any]) -> None:
         )
     if cells:
         image = axis.imshow(least, cmap="viridis_r", aspect="auto")
-        figure.colorbar(image, ax=axis, label=f"least validation {found['metric']}")
-    axis.set_xticks(range(len(ranks)), [str(one) for one in ranks])
-    axis.set_yticks(range(len(counts)), [str(one) for one in counts])
+        figure.colorbar(image, ax=axis, label=f"least validation {results['metric']}")
+    axis.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
+    axis.set_yticks(range(len(counts)), [str(count) for count in counts])
     axis.set_xlabel("rank of an expert")
     axis.set_ylabel("experts of a module")
     axis.set_title("least error (number of trials)", fontsize=10)
@@ -179,17 +183,17 @@ def _table(trials: Sequence[Trial], keys: Sequence[str]) -> list[str]:
         *("active", "trainable", "s a step", "peak GiB"),
     ]
     rows = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for one in trials:
+    for trial in trials:
         cells = [
-            f"{one['number']}{' (base)' if one['is_base'] else ''}",
-            one["status"] + (f": {one['problem']}" if one["problem"] else ""),
-            _cell(one["step"]),
-            _cell(one["validation"], ".4f"),
-            *(_cell(one["keys"].get(key), ".3g") for key in keys),
-            _cell(one["active_parameters"], ","),
-            _cell(one["trainable_parameters"], ","),
-            _cell(one["step_s"], ".3f"),
-            _cell(one["peak_bytes"] and one["peak_bytes"] / 2**30, ".2f"),
+            f"{trial['number']}{' (base)' if trial['is_base'] else ''}",
+            trial["status"] + (f": {trial['problem']}" if trial["problem"] else ""),
+            _cell(trial["step"]),
+            _cell(trial["validation"], ".4f"),
+            *(_cell(trial["keys"].get(key), ".3g") for key in keys),
+            _cell(trial["active_parameters"], ","),
+            _cell(trial["trainable_parameters"], ","),
+            _cell(trial["step_s"], ".3f"),
+            _cell(trial["peak_bytes"] and trial["peak_bytes"] / 2**30, ".2f"),
         ]
         rows.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return rows
@@ -202,10 +206,10 @@ def _cell(value: Any, form: str = "") -> str:
     return format(value, form) if numeric and not isinstance(value, bool) else str(value)
 
 
-def _named(one: Trial, metric: str) -> str:
+def _named(trial: Trial, metric: str) -> str:
     return (
-        f"trial {one['number']}, validation {metric} {one['validation']:.4f} "
-        f"({one['status']}, {one['step']} steps; {_keys(one['keys'])})"
+        f"trial {trial['number']}, validation {metric} {trial['validation']:.4f} "
+        f"({trial['status']}, {trial['step']} steps; {_keys(trial['keys'])})"
     )
 
 

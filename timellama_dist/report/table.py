@@ -1,11 +1,11 @@
-"""The table that a run ends with."""
+"""Makes the table that a run ends with."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:
-    """Test errors of the model beside the baselines; several data sets' own below their means.
+    """Table the model's test errors beside the baselines'; several data sets' own below the means.
 
     Args:
         metrics: what `metrics.json` holds.
@@ -26,7 +26,7 @@ def results_table(metrics: Mapping[str, Any]) -> str:
 
 
 def memory_line(metrics: Mapping[str, Any]) -> str:
-    """What each rank holds of the frozen backbone, and its peak memory."""
+    """Write what each rank holds of the frozen backbone, and its peak memory."""
     memory = metrics["memory"]
     alone = memory["frozen_bytes_unsharded"]
     share_of = max(1, alone)  # Without a backbone there is nothing frozen.

@@ -39,7 +39,7 @@ bytes a request; each series needs as many rows as `context_len` of `GET /ready`
 
 
 def build_api(config: ServeConfig, ask: Ask, describe: Describe) -> FastAPI:
-    """The routes of a server.
+    """Build the routes of a server.
 
     Args:
         config: its limits.
@@ -84,7 +84,7 @@ def build_api(config: ServeConfig, ask: Ask, describe: Describe) -> FastAPI:
 
 
 async def _read_json(request: Request, most: int) -> bytes:
-    """The body, of which no more than is allowed is ever held.
+    """Read the body, and never hold more of it than is allowed.
 
     Raises:
         RequestError: not JSON by its header, or too large.

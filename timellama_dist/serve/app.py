@@ -1,6 +1,6 @@
 """The server: a Ray Serve application, and how it is run until the user stops it.
 
-A proxy takes requests, the routes (`serve_api`) read them, and copies of the model forecast those
+A proxy takes requests, the routes (`api`) read them, and copies of the model forecast those
 that wait together in one batch. Proxy, routes and copies are processes of their own: what dies is
 started again, and the requests it held are sent to another one.
 """

@@ -1,4 +1,4 @@
-"""Requests that come while a batch is computed are the next batch.
+"""Batches of requests: those that come while a batch is computed are the next.
 
 Serve's own `serve.batch` cuts a new batch every few milliseconds, also while one is computed: under
 load it computes many small ones.
@@ -28,7 +28,7 @@ class Batches(Generic[Asked, Answer]):
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, asked: Asked) -> Answer:
-        """The answer, when its batch is computed; raises what `compute` raises."""
+        """Wait for the batch that holds this and return its answer; raise what `compute` raises."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, future))
         if self._task is None:
@@ -51,8 +51,8 @@ class Batches(Generic[Asked, Answer]):
     def _next(self) -> list[tuple[Asked, asyncio.Future[Answer]]]:
         batch: list[tuple[Asked, asyncio.Future[Answer]]] = []
         while self._waiting and len(batch) < self._most:
-            one = self._waiting.popleft()
+            waiting = self._waiting.popleft()
             # Who asked may have gone.
-            if not one[1].done():
-                batch.append(one)
+            if not waiting[1].done():
+                batch.append(waiting)
         return batch

@@ -41,7 +41,7 @@ class ForecastModel:
         import torch
 
         from timellama_dist.forecast.forecaster import TimeLlamaForecaster
-        from timellama_dist.model.card import fingerprint, local_folder
+        from timellama_dist.model.card import local_folder, model_fingerprint
 
         torch.set_num_threads(max(1, int(config.cpus_per_replica)))
         self.config = config
@@ -49,13 +49,13 @@ class ForecastModel:
             self.forecaster = TimeLlamaForecaster.load(
                 folder, device="cuda" if config.use_gpu else "cpu"
             )
-            self.fingerprint = fingerprint(folder)
+            self.fingerprint = model_fingerprint(folder)
         self._batches = Batches(self._answer, config.max_batch)
 
     async def describe(self) -> dict[str, Any]:
-        """What `GET /ready` says."""
+        """Describe the model, for `GET /ready`."""
         keys = ("name", "channels", "frequency", "context_len", "horizon")
-        cards = [asdict(one) for one in self.forecaster.card.datasets]
+        cards = [asdict(dataset) for dataset in self.forecaster.card.datasets]
         return {
             "status": "ready",
             "model": self.fingerprint,
@@ -63,29 +63,29 @@ class ForecastModel:
         }
 
     async def forecast(self, request: ForecastRequest) -> bytes | RequestError:
-        """A `ForecastResponse` as JSON, or why there is none."""
+        """Return a `ForecastResponse` as JSON, or why there is none."""
         return await self._batches.ask(request)
 
     def _answer(self, requests: Sequence[ForecastRequest]) -> list[bytes | RequestError]:
         from timellama_dist.serve.forecasts import answer
 
         try:
-            found = answer(requests, self.forecaster, self.fingerprint, self.config.max_forecasts)
+            answers = answer(requests, self.forecaster, self.fingerprint, self.config.max_forecasts)
         except Exception:
             if len(requests) > 1:
                 # It is the fault of one of them.
-                return [one for request in requests for one in self._answer([request])]
+                return [result for request in requests for result in self._answer([request])]
             log.exception("a request could not be forecast")
             return [RequestError(500, ("server", "an error of the server's; its log says more"))]
         return [
-            one if isinstance(one, RequestError) else one.model_dump_json().encode()
-            for one in found
+            result if isinstance(result, RequestError) else result.model_dump_json().encode()
+            for result in answers
         ]
 
 
 @serve.ingress()
 class ForecastRoutes:
-    """The routes of `serve_api`, with the model behind them."""
+    """The routes of `api`, with the model behind them."""
 
     def __init__(self, config: ServeConfig, models: DeploymentHandle) -> None:
         self.config = config
@@ -98,12 +98,12 @@ class ForecastRoutes:
         timeout_s = self.config.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                found = await self._ask_until_answered(request)
+                result = await self._ask_until_answered(request)
         except TimeoutError:
             raise RequestError(504, ("server", f"no forecast within {timeout_s:g} s")) from None
-        if isinstance(found, RequestError):
-            raise found
-        return found
+        if isinstance(result, RequestError):
+            raise result
+        return result
 
     async def _ask_until_answered(self, request: ForecastRequest) -> bytes | RequestError:
         deaths = 0
@@ -131,7 +131,7 @@ class ForecastRoutes:
 
 
 def build_application(config: ServeConfig) -> Application:
-    """The application that a configuration describes."""
+    """Build the application that a configuration describes."""
     models = serve.deployment(
         num_replicas=config.replicas,
         # A batch is computed, the next one waits beside it.

@@ -1,7 +1,7 @@
-"""What the server is asked and answers, as JSON: the schema, and what is wrong with a request.
+"""The JSON schema of requests and answers, and what is wrong with a request.
 
 What only the model can tell (its channels, its step, how much past it needs) is checked in
-`serve_forecasts`.
+`checks`.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from timellama_dist.model.intervals import RECENT
 
-_TOLD = 10
+_MOST_NAMED = 10
 """Mistakes that one answer names."""
 _LONGEST = 300
 """Characters of one."""
@@ -45,7 +45,7 @@ class SeriesIn(BaseModel):
 
 
 class ForecastRequest(BaseModel):
-    """What is to be forecast."""
+    """A request: the series to forecast, how far, with which intervals."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -111,7 +111,7 @@ class Mistake(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no forecast."""
+    """The answer without a forecast: what is wrong."""
 
     detail: list[Mistake]
 
@@ -131,11 +131,11 @@ class RequestError(Exception):
 
     @property
     def content(self) -> dict[str, Any]:
-        """A `Problem`."""
+        """The mistakes as a `Problem`."""
         return {
             "detail": [
                 {"field": _short(field), "message": _short(message)}
-                for field, message in self.mistakes[:_TOLD]
+                for field, message in self.mistakes[:_MOST_NAMED]
             ]
         }
 
@@ -149,11 +149,11 @@ def parse_request(body: bytes, max_series: int) -> ForecastRequest:
     try:
         request = ForecastRequest.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        if found[0]["type"] == "json_invalid":
-            raise RequestError(400, ("body", found[0]["msg"])) from None
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        if errors[0]["type"] == "json_invalid":
+            raise RequestError(400, ("body", errors[0]["msg"])) from None
         raise RequestError(
-            422, *((_field(one["loc"]), one["msg"]) for one in found[:_TOLD])
+            422, *((_field(mistake["loc"]), mistake["msg"]) for mistake in errors[:_MOST_NAMED])
         ) from None
     mistakes = list(_mismatches(request, max_series))
     if mistakes:
@@ -162,27 +162,27 @@ def parse_request(body: bytes, max_series: int) -> ForecastRequest:
 
 
 def _mismatches(request: ForecastRequest, max_series: int) -> Iterable[tuple[str, str]]:
-    """What the schema cannot say."""
+    """Find the mistakes that the schema cannot describe."""
     if len(request.series) > max_series:
         yield "series", f"at most {max_series} in a request, got {len(request.series)}"
-    names = [one.unique_id for one in request.series]
+    names = [series.unique_id for series in request.series]
     if None in names and len(names) > 1:
         yield f"series[{names.index(None)}].unique_id", "must be given where there are several"
     for name, count in Counter(names).items():
         if count > 1 and name is not None:
             second = names.index(name, names.index(name) + 1)
             yield f"series[{second}].unique_id", f"{name!r} is there {count} times"
-    for number, one in enumerate(request.series):
-        for channel, values in one.values.items():
-            if len(values) != len(one.ds):
+    for number, series in enumerate(request.series):
+        for channel, values in series.values.items():
+            if len(values) != len(series.ds):
                 yield (
                     f"series[{number}].values.{channel}",
-                    f"{len(values)} values for the {len(one.ds)} times of ds",
+                    f"{len(values)} values for the {len(series.ds)} times of ds",
                 )
 
 
 def _field(loc: tuple[int | str, ...]) -> str:
-    """`series[0].values.sales[3]` of pydantic's ("series", 0, "values", "sales", 3)."""
+    """Write pydantic's ("series", 0, "values", "sales", 3) as `series[0].values.sales[3]`."""
     text = ""
     for part in loc:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"

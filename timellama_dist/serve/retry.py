@@ -1,6 +1,6 @@
 """A middleware of Serve's HTTP proxy: a request whose replica dies is sent to another one.
 
-A proxy hands a request to a replica of the routes (`serve_api`) and answers 500 if that process
+A proxy hands a request to a replica of the routes (`api`) and answers 500 if that process
 dies before it has answered. Forecasts change nothing, so the request can be sent again. Serve takes
 middlewares by an environment variable alone, `PROXY_CALLBACK`, which must be set where it starts.
 """
@@ -30,7 +30,7 @@ _NOT_FOR_CLIENTS = {
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve's proxy asks for."""
+    """List the middlewares, as Serve's proxy asks for them."""
     return [Middleware(RetryDeadReplicas)]
 
 
@@ -44,7 +44,7 @@ class RetryDeadReplicas:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope = {**scope, "headers": [one for one in scope["headers"] if _passes(*one)]}
+        scope = {**scope, "headers": [header for header in scope["headers"] if _passes(*header)]}
         body = _Body(receive)
         for attempt in range(_ATTEMPTS):
             answer = _Answer(send)
@@ -57,13 +57,13 @@ class RetryDeadReplicas:
 
 
 def _passes(name: bytes, value: bytes) -> bool:
-    """May Serve see this header? Of its own ones it decodes what it can't."""
+    """Tell whether Serve may see a header; it decodes some of its own without a check."""
     name = name.lower()
     return name not in _NOT_FOR_CLIENTS and (name != b"x-request-id" or value.isascii())
 
 
 class _Body:
-    """What the client sends, kept so that it can be read again."""
+    """A client's request, kept so that it can be read again."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -72,7 +72,7 @@ class _Body:
         self.can_replay = True
 
     def replay(self) -> Receive:
-        """A `receive` that begins at the beginning."""
+        """Return a `receive` that begins at the beginning."""
         position = 0
 
         async def receive() -> Message:
@@ -94,7 +94,7 @@ class _Body:
 
 
 class _Answer:
-    """What the replica answers, held back until it is whole."""
+    """A replica's answer, held back until it is whole."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -113,7 +113,7 @@ class _Answer:
             await self.flush()
 
     async def flush(self) -> None:
-        """Send what is held back; nothing is, of a request that nobody answered."""
+        """Send what is held back: nothing, where nobody answered."""
         held, self._held = self._held, []
         for message in held:
             await self._send(message)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from timellama_dist.backbone import weights
-from timellama_dist.backbone.weights import Checkpoint, RandomWeights, row_ranges
+from timellama_dist.backbone.weights import PretrainedWeights, RandomWeights, row_ranges
 
 MATRIX, VECTOR = "layers.0.mlp.up_proj.weight", "norm.weight"
 
@@ -33,7 +33,7 @@ def test_pieces_of_a_checkpoint_are_the_tensor(tmp_path: Path, small_pieces: Non
     matrix, vector = torch.randn(300, 48), torch.randn(7000)
     tensors = {f"model.{MATRIX}": matrix, f"model.{VECTOR}": vector}
     save_file(tensors, tmp_path / "model.safetensors")
-    source = Checkpoint(tmp_path)
+    source = PretrainedWeights(tmp_path)
     pieces = [piece.clone() for piece in source.pieces(MATRIX, matrix.shape)]
     assert len(pieces) > 2
     assert torch.equal(torch.cat(pieces), matrix)
@@ -57,7 +57,7 @@ def test_what_was_read_of_a_file_does_not_stay_resident(tmp_path: Path) -> None:
     save_file({MATRIX: torch.zeros(shape)}, tmp_path / "model.safetensors")
     process = psutil.Process()
     before, most = process.memory_info().rss, 0
-    for piece in Checkpoint(tmp_path).pieces(MATRIX, shape):
+    for piece in PretrainedWeights(tmp_path).pieces(MATRIX, shape):
         assert piece.sum() == 0
         most = max(most, process.memory_info().rss - before)
     # Two pieces of 4 MiB; the kernel may map some pages around them.

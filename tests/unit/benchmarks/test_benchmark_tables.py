@@ -20,7 +20,7 @@ from benchmarks.tables import (
     relative,
 )
 from timellama_dist.config.load import load_config
-from timellama_dist.model.timellama import dlora_config
+from timellama_dist.model.build import dlora_config
 
 
 @pytest.mark.parametrize("setting", [*SETTINGS, *ABLATIONS])

@@ -14,7 +14,7 @@ from timellama_dist.config.schema import (
     RunConfig,
 )
 from timellama_dist.evaluation.windows import evaluate
-from timellama_dist.model.timellama import build_model
+from timellama_dist.model.build import build_model
 
 
 @pytest.mark.parametrize("attention", ["full", "independent"])

@@ -32,9 +32,10 @@ from timellama_dist.config.schema import (
 )
 from timellama_dist.errors import CheckpointError, ConfigError
 from timellama_dist.evaluation.exported_model import ExportedModel
+from timellama_dist.model.build import build_model
 from timellama_dist.model.card import DatasetCard, ModelCard, read_card
 from timellama_dist.model.exported import load_model, save_model
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.timellama import TimeLlama
 
 PROMPT = "the price of a b"
 TABLE = DatasetCard(
@@ -57,7 +58,8 @@ def trained_model(config: RunConfig) -> TimeLlama:
         prompts=[PROMPT] * len(config.data.parts),
     ).eval()
     torch.manual_seed(5)
-    for parameter in (*model.parameters(), *model.shortcuts.buffers()):
+    maps = [buffer for name, buffer in model.named_buffers() if name.startswith("shortcuts.")]
+    for parameter in (*model.parameters(), *maps):
         if parameter.requires_grad or not isinstance(parameter, nn.Parameter):
             nn.init.normal_(parameter, std=0.2)
     return model

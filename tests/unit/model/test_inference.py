@@ -16,8 +16,9 @@ from timellama_dist.config.schema import (
     ModelSection,
     RunConfig,
 )
+from timellama_dist.model.build import build_model
 from timellama_dist.model.inference import freeze_for_inference
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.timellama import TimeLlama
 
 CHANNELS, CONTEXT, HORIZON = 3, 24, 8
 

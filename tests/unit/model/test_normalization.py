@@ -18,8 +18,9 @@ from timellama_dist.config.schema import (
     ModelSection,
     RunConfig,
 )
+from timellama_dist.model.build import build_model
 from timellama_dist.model.normalization import InstanceNorm
-from timellama_dist.model.timellama import TimeLlama, build_model
+from timellama_dist.model.timellama import TimeLlama
 from timellama_dist.train.worker.loop import LOSSES, observed_loss
 
 CONTEXT, HORIZON, CHANNELS = 24, 8, 3

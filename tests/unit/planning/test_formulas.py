@@ -12,7 +12,8 @@ from timellama_dist.backbone.load import frozen_bytes, load_tokenizer
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import ConfigError
-from timellama_dist.model.timellama import TimeLlama, build_model, parameter_counts
+from timellama_dist.model.build import build_model, parameter_counts
+from timellama_dist.model.timellama import TimeLlama
 from timellama_dist.planning.estimate import Estimate, estimate
 from timellama_dist.planning.hardware import GPUS, find_hardware
 from timellama_dist.planning.policy import POLICIES

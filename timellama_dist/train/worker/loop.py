@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from timellama_dist.config.schema import RunConfig, TrainSection
 from timellama_dist.evaluation.windows import Batch
-from timellama_dist.model.timellama import with_path_share
+from timellama_dist.model.linear_plus_llm import with_path_share
 from timellama_dist.train.checkpoint.state import Progress, Weights
 from timellama_dist.train.worker.average import Average
 from timellama_dist.train.worker.faults import (

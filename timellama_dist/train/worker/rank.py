@@ -19,14 +19,11 @@ from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.deepspeed import batch_sizes, precision
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.windows.mixture import PreparedSet
+from timellama_dist.model.build import build_model, parameter_counts
 from timellama_dist.model.card import ModelCard
 from timellama_dist.model.exported import save_model
-from timellama_dist.model.timellama import (
-    TimeLlama,
-    build_model,
-    parameter_counts,
-    path_shares,
-)
+from timellama_dist.model.linear_plus_llm import path_shares
+from timellama_dist.model.timellama import TimeLlama
 from timellama_dist.storage import open_place
 from timellama_dist.train.checkpoint.restoring import find_checkpoint, local_checkpoint
 from timellama_dist.train.checkpoint.saving import Saver, SavingFailedError
