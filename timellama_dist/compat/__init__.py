@@ -1,0 +1,1 @@
+"""Private and unstable calls of other packages: one function, one reason and one test each."""
