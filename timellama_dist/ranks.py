@@ -1,4 +1,4 @@
-"""What the ranks of a process group tell one another; every rank must make each call."""
+"""Values that the ranks of a process group exchange; every rank must make each call."""
 
 from typing import Any, TypeVar
 

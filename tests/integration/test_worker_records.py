@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from timellama_dist.compat.ray import this_node
 from timellama_dist.console.events import Event, Phase, Saved
 from timellama_dist.console.monitor import Monitor
 from timellama_dist.train.worker.reporter import RayReporter
@@ -62,3 +63,7 @@ def test_a_worker_hears_once_the_driver_asks_it_to_stop() -> None:
     while not signals.asked_to_stop():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_node_has_a_resource_of_its_own_name() -> None:
+    assert ray.cluster_resources()[this_node()] == 1

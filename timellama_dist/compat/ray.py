@@ -5,8 +5,12 @@ ray is imported inside functions: a command tells a mistake before it loads Ray.
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.tune import Trainable
 
 
 def node_leaves() -> bool:
@@ -42,6 +46,32 @@ def quieten_tune() -> None:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # A killed search loses no more than the trials that ended in this time.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
+
+
+def patient_trainable(
+    function: Callable[[dict[str, Any]], None], name: str, wait: Callable[[], None]
+) -> "type[Trainable]":
+    """Make Ray Tune's class for a function, which is never cut off in the middle.
+
+    Ray Tune doesn't wait for the last step of a trial that it stops, and ends the process. Its
+    class for a function is made by `wrap_function`, which is for developers; `cleanup` is the last
+    that it calls.
+
+    Args:
+        function: what a trial runs.
+        name: of the class, as Ray Tune shows it.
+        wait: called in the trial's process before it ends; of a module, by whose name it travels.
+    """
+    from ray.tune.trainable import wrap_function
+
+    class Trial(wrap_function(function, name=name)):  # type: ignore[misc]
+        def cleanup(self) -> None:
+            try:
+                super().cleanup()
+            finally:
+                wait()
+
+    return Trial
 
 
 def wait_for_last_step(seconds: int) -> None:

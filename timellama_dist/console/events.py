@@ -1,4 +1,4 @@
-"""How a run goes on, told by its first worker; plain values only, loads no framework.
+"""Events of a run, from its first worker to the driver; plain values only, loads no framework.
 
 `to_record` gives an event's line of JSON: `TrainStep` and `Validation` are the lines of
 `history.jsonl`, and the logger `timellama_dist.records` gets all of them.

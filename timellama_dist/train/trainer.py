@@ -127,7 +127,7 @@ class Fitting:
         return self._result is not None
 
     def result(self) -> Result:
-        """What `train_worker` returned; raises what the trainer raised. Once it is done."""
+        """The value that `train_worker` returned; raises what the trainer raised."""
         if self._result is None:
             raise self._error or RuntimeError("the trainer hasn't ended yet")
         value: Result = self._result.return_value

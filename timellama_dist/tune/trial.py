@@ -12,9 +12,8 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune import Trainable
-from ray.tune.trainable import wrap_function
 
-from timellama_dist.compat.ray import wait_for_last_step
+from timellama_dist.compat.ray import patient_trainable, wait_for_last_step
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.events import Event, Saved
@@ -54,25 +53,15 @@ class TrialSpec:
 
 
 def make_trainable(spec: TrialSpec) -> type[Trainable]:
-    """Make Ray Tune's class for a trial: it runs `run_trial`, never cut off in the middle."""
+    """Make Ray Tune's class for a trial: it runs `run_trial`, never cut off in the middle.
 
-    class Trial(wrap_function(functools.partial(run_trial, spec=spec), name="trial")):  # type: ignore[misc]
-        def cleanup(self) -> None:
-            """Wait for the last step of a run that was asked to stop.
-
-            Ray Tune doesn't, and ends the process. The run's workers would hold their place in the
-            cluster for ever, where Ray runs without its dashboard.
-            """
-            try:
-                super().cleanup()
-            finally:
-                _wait_until_idle()
-
-    return Trial
+    The run's workers would hold their place in the cluster for ever, where Ray runs without its
+    dashboard.
+    """
+    return patient_trainable(functools.partial(run_trial, spec=spec), "trial", _wait_until_idle)
 
 
 def _wait_until_idle() -> None:
-    # By a name of this module: the class travels to other processes with all that it names.
     _idle.wait(_LAST_STEP_S)
 
 

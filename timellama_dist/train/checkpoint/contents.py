@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold: free of world size and ZeRO stage, safetensors and JSON only.
+"""Writes and reads a checkpoint's files: free of world size and ZeRO stage, no pickle.
 
 A checkpoint folder holds `weights.safetensors` (fp32, by parameter name), `optimizer.safetensors`
 (Adam's moments as `exp_avg.<name>` and `exp_avg_sq.<name>`), `best.safetensors` (the weights of the

@@ -32,7 +32,7 @@ _SCRATCH = "timellama-checkpoint-"
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What `state.json` says."""
+    """The content of `state.json`."""
 
     step: int
     position: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Where a run stands, as its checkpoints say it; loads no framework."""
+"""The position of a run, as its checkpoints hold it; loads no framework."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which checkpoint an attempt starts from, alike on every rank; knows nothing of Ray."""
+"""Finds the checkpoint that an attempt starts from, alike on every rank; knows nothing of Ray."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ class Start:
     """The checkpoint that an attempt starts from, as the first rank sees the folder."""
 
     name: str | None = None
-    """Of the checkpoint; None to begin at step 0."""
+    """Name of the checkpoint; None to begin at step 0."""
     step: int | None = None
     damaged: tuple[str, ...] = ()
     """Names of damaged checkpoints that could not be set aside."""

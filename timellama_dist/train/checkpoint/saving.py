@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, and what happens where the storage refuses; knows nothing of Ray.
+"""Saves checkpoints, also to a storage that refuses now and then; knows nothing of Ray.
 
 Ray Train isn't given the checkpoints. Its report copies one with state and data in any order and
 raises in the worker when that fails, which costs a restart; its controller then writes a list of
@@ -65,12 +65,12 @@ class Saver:
         self.failed = 0
         """Saves in a row that have failed."""
         self.name = ""
-        """Of the last checkpoint saved; the first rank alone has it."""
+        """Name of the last checkpoint saved; the first rank alone has it."""
         self._saves, self._seconds, self._bytes = 0, 0.0, 0
 
     @property
     def costs(self) -> dict[str, float | None]:
-        """What `metrics.json` says of the checkpoints since this start; the first rank has it.
+        """Costs of the checkpoints since this start, for `metrics.json`; the first rank has them.
 
         `saved` counts them, `seconds` is their mean time, all of it taken from training, and
         `bytes` the size of the last one. The one with the exported model isn't among them yet.

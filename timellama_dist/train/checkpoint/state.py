@@ -1,4 +1,4 @@
-"""What trains of a DeepSpeed engine, whole and on the host, at any world size and ZeRO stage."""
+"""Reads and sets what trains in a DeepSpeed engine, whole, at any world size and ZeRO stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedState:
-    """What the optimizer works on, whole, on the host."""
+    """Weights and moments that the optimizer works on, whole, on the host."""
 
     weights: Weights
     moments: Weights

@@ -1,4 +1,4 @@
-"""The model of a run as a DeepSpeed engine, new or as a checkpoint left it."""
+"""Builds the model of a run as a DeepSpeed engine, and restores it from a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ class BuiltModel:
     parameters: dict[str, int]
     """Counts: "trainable", "frozen" and "active"."""
     frozen_bytes: int
-    """What a process without sharding would hold of the frozen part."""
+    """Bytes that a process without sharding would hold of the frozen part."""
     backbone: str | None
     """Fingerprint of the backbone."""
 

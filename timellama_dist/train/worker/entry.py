@@ -15,7 +15,7 @@ EXPORTED = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """What every worker needs to know of the run; plain values only."""
+    """The run as every worker gets it; plain values only."""
 
     config: dict[str, Any]
     """`RunConfig.to_dict()`."""
@@ -31,7 +31,7 @@ class WorkerSpec:
     monitor: str | None = None
     """Name of the driver's monitor actor, if the driver shows progress."""
     test: bool = True
-    """Is the test part scored, and the model exported, at the end? Not in a trial of a search."""
+    """Score the test part and export the model at the end; a trial of a search doesn't."""
 
 
 def examples_file(dataset: int) -> str:

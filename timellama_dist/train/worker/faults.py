@@ -63,7 +63,7 @@ def count_step(position: Position, *, made: bool) -> None:
 
 
 def back_off(position: Position, train: TrainSection) -> float:
-    """What the schedule's rate is multiplied by: a half for `train.backoff_steps` after a fault."""
+    """The factor on the schedule's rate: a half for `train.backoff_steps` after a fault."""
     if position.last_fault is None or position.step > position.last_fault + train.backoff_steps:
         return 1.0
     return _BACKED_OFF

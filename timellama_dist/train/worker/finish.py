@@ -1,4 +1,4 @@
-"""The end of a run: test the best weights, and export them with the last checkpoint."""
+"""Tests the best weights of a finished run, and exports them with the last checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ from timellama_dist.train.worker.trainer import Trainer, overall
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What the best weights are worth."""
+    """Scores and forecasts of the best weights."""
 
     errors: dict[str, Any]
-    """Of the test part, as `RunData.evaluate` gives them."""
+    """Errors of the test part, as `RunData.evaluate` gives them."""
     examples: list[dict[str, np.ndarray]]
     """A few test windows of each data set with their forecasts."""
     quantiles: list[np.ndarray]
-    """Of each data set's absolute errors on validation windows, for intervals."""
+    """Quantiles of each data set's absolute errors on validation windows, for intervals."""
 
 
 def test_and_export(

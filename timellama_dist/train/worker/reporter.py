@@ -1,4 +1,4 @@
-"""How a rank says how the run goes: events to the driver, reports to Ray Train."""
+"""Reports how a run goes: events to the driver, numbers to Ray Train."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
-    """What a `Trainer` reports to."""
+    """Takes a `Trainer`'s events and numbers."""
 
     def tell(self, event: Event) -> None:
         """Take an event; only the first rank's are heard."""

@@ -1,4 +1,4 @@
-"""How a worker's run ended: what `train_worker` returns; loads no framework.
+"""The ways in which a run ends, as `train_worker` returns them; loads no framework.
 
 Ray Train hands on the first worker's as its result's `return_value`.
 """
@@ -14,9 +14,9 @@ class Finished:
     step: int
     """Steps of the whole run."""
     metrics: dict[str, Any] | None = None
-    """What `metrics.json` says of this run; None where it isn't tested."""
+    """The worker's part of `metrics.json`; None where the run isn't tested."""
     checkpoint: str | None = None
-    """Name of the last checkpoint, which holds the exported model; None where it isn't tested."""
+    """Name of the last checkpoint, which holds the exported model; None where nothing is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which weights of a run are the best, and when training has come to its end."""
+"""Chooses the best weights of a run, and says when training has come to its end."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _LEAST_GAIN = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a validation means for the run."""
+    """The outcome of a validation."""
 
     is_best: bool
     """These weights are the best so far."""

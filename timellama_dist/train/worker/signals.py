@@ -1,4 +1,4 @@
-"""Why a run should end or save early: the user's wish, and nodes that will be taken away."""
+"""Asks whether a run should end or save early: the user wants it, or a node will be taken away."""
 
 import time
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +12,7 @@ _LOOK_AT_NODES_EVERY_S = 5.0
 
 
 class StopSignals(Protocol):
-    """What a `Trainer` asks between two steps."""
+    """The questions that a `Trainer` asks between two steps."""
 
     def asked_to_stop(self) -> bool:
         """Whether this rank knows that the user wants the run to end; must not wait."""
@@ -54,7 +54,7 @@ class RaySignals:
 
 
 class StopFlags(NamedTuple):
-    """What all ranks agree on after a step."""
+    """The answers that all ranks agree on after a step."""
 
     stop: bool
     """The user wants the run to end."""

@@ -27,10 +27,10 @@ from timellama_dist.train.worker.steps import StepSums, learning_rate, num_steps
 
 
 class TrainData(Protocol):
-    """What a trainer needs of the data; `RunData` is it for a run."""
+    """The data as a trainer needs it; in a run it is `RunData`."""
 
     num_windows: int
-    """Of the train part, which the run's epochs count."""
+    """Windows of the train part, which the run's epochs count."""
 
     def dataset_of(self, step: int) -> int:
         """Number of the data set that a step draws from, the same on every rank."""
@@ -45,10 +45,10 @@ class TrainData(Protocol):
 
 
 class CheckpointSaver(Protocol):
-    """What a trainer gives its checkpoints to; `checkpoint.saving.Saver` is it for a run."""
+    """Takes a trainer's checkpoints; in a run it is `checkpoint.saving.Saver`."""
 
     name: str
-    """Of the last checkpoint saved."""
+    """Name of the last checkpoint saved."""
 
     def save(
         self,
