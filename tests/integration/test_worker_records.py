@@ -47,6 +47,15 @@ def test_what_was_saved_is_with_the_driver_before_the_worker_goes_on() -> None:
     assert ray.get(monitor.drain.remote()) == events
 
 
+def test_the_log_of_records_gets_a_line_of_json_for_an_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monitor = ray.remote(Monitor).options(num_cpus=0).remote()
+    with caplog.at_level("INFO", logger="timellama_dist.records"):
+        RayReporter(0, monitor).tell(Phase(text="loading the backbone"))
+    assert caplog.messages == ['{"kind": "phase", "text": "loading the backbone"}']
+
+
 def test_a_worker_whose_driver_is_gone_goes_on() -> None:
     monitor = ray.remote(Monitor).options(name="gone", num_cpus=0).remote()
     reporter = RayReporter(0, monitor)

@@ -49,7 +49,7 @@ def quieten_tune() -> None:
 
 
 def patient_trainable(
-    function: Callable[[dict[str, Any]], None], name: str, wait: Callable[[], None]
+    function: Callable[[dict[str, Any]], None], wait: Callable[[], None]
 ) -> "type[Trainable]":
     """Make Ray Tune's class for a function, which is never cut off in the middle.
 
@@ -59,12 +59,11 @@ def patient_trainable(
 
     Args:
         function: what a trial runs.
-        name: of the class, as Ray Tune shows it.
         wait: called in the trial's process before it ends; of a module, by whose name it travels.
     """
     from ray.tune.trainable import wrap_function
 
-    class Trial(wrap_function(function, name=name)):  # type: ignore[misc]
+    class Trial(wrap_function(function, name="trial")):  # type: ignore[misc]
         def cleanup(self) -> None:
             try:
                 super().cleanup()

@@ -58,7 +58,7 @@ def make_trainable(spec: TrialSpec) -> type[Trainable]:
     The run's workers would hold their place in the cluster for ever, where Ray runs without its
     dashboard.
     """
-    return patient_trainable(functools.partial(run_trial, spec=spec), "trial", _wait_until_idle)
+    return patient_trainable(functools.partial(run_trial, spec=spec), _wait_until_idle)
 
 
 def _wait_until_idle() -> None:

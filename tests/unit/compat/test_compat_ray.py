@@ -118,7 +118,7 @@ def test_a_trial_s_process_waits_after_ray_tune_has_cleaned_up(
             raise problem
 
     monkeypatch.setattr(FunctionTrainable, "cleanup", clean_up)
-    trainable = compat.patient_trainable(lambda keys: None, "trial", lambda: order.append("waited"))
+    trainable = compat.patient_trainable(lambda keys: None, lambda: order.append("waited"))
     trial = object.__new__(trainable)
     if problem is None:
         trial.cleanup()
@@ -129,5 +129,5 @@ def test_a_trial_s_process_waits_after_ray_tune_has_cleaned_up(
 
 
 def test_the_class_of_a_trial_travels_to_other_processes() -> None:
-    trainable = compat.patient_trainable(print, "trial", compat.quieten_tune)
+    trainable = compat.patient_trainable(print, compat.quieten_tune)
     assert issubclass(pickle.loads(cloudpickle.dumps(trainable)), FunctionTrainable)
