@@ -34,13 +34,9 @@ from timellama_dist.planning.estimate import estimate
 from timellama_dist.planning.hardware import find_hardware
 from timellama_dist.planning.policy import POLICIES
 from timellama_dist.planning.shape import LlamaShape
-from timellama_dist.train.worker.engine import (
-    block_sharder,
-    gathered,
-    initialize_engine,
-    prepare_process,
-)
-from timellama_dist.train.worker.loop import StepSums, train_step
+from timellama_dist.ranks import gathered
+from timellama_dist.train.worker.engine import block_sharder, initialize_engine, prepare_process
+from timellama_dist.train.worker.steps import StepSums, train_step
 
 CHANNELS, WORLD_SIZE, PROMPT_TOKENS = 6, 2, 1
 # As a model is sharded that is far larger than ZeRO-3's windows, at a size that fits here.

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,15 +30,17 @@ from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.load import load_config
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.events import Event
 from timellama_dist.data.windows.orders import TrainOrder
 from timellama_dist.data.windows.reader import WindowReader
 from timellama_dist.evaluation.windows import Batch
 from timellama_dist.model.build import build_model
 from timellama_dist.model.timellama import TimeLlama
-from timellama_dist.train.checkpoint.state import Progress
+from timellama_dist.train.checkpoint.position import Position
 from timellama_dist.train.plan import plan_run
 from timellama_dist.train.worker.engine import initialize_engine, prepare_process
-from timellama_dist.train.worker.loop import LOSSES, TrainLoop, learning_rate, seed_dropout
+from timellama_dist.train.worker.steps import LOSSES, learning_rate, seed_dropout
+from timellama_dist.train.worker.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 POLICIES: dict[str, Path | dict[str, Any]] = {
@@ -127,8 +129,8 @@ def windows_per_s(records: Iterator[dict[str, Any]], warmup: int, batch_size: in
 
 def read_policy(policy: str) -> dict[str, Any]:
     """One of `POLICIES`, as DeepSpeed's JSON says it."""
-    found = POLICIES[policy]
-    return json.loads(found.read_text()) if isinstance(found, Path) else found
+    source = POLICIES[policy]
+    return json.loads(source.read_text()) if isinstance(source, Path) else source
 
 
 def run_child(words: Sequence[str], kind: str, warmup: int) -> float:
@@ -157,6 +159,23 @@ class Prepared:
     @property
     def total_steps(self) -> int:
         return self.config.train.max_steps or 1
+
+    @property
+    def num_windows(self) -> int:
+        """Enough for all steps to be of one epoch."""
+        return self.total_steps * self.config.train.batch_size
+
+    def dataset_of(self, step: int) -> int:
+        """The only one."""
+        return 0
+
+    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """All of the windows: the run begins at step 0."""
+        return self.micro_batches()
+
+    def evaluate(self, engine: Any, split: str, shares: Sequence[float]) -> dict[float, Any]:
+        """No validation costs time here."""
+        return {1.0: {"mse": 1.0, "mae": 1.0}}
 
     def micro_batches(self) -> Iterator[Batch]:
         """Past and future of one micro-batch after the other."""
@@ -225,12 +244,45 @@ def bare_loop(pairs: Sequence[str], warmup: int) -> float:
     return (total - warmup) * train.batch_size / (time.perf_counter() - started)
 
 
+class Recorder:
+    """Keeps the records of a run."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def tell(self, event: Event) -> None:
+        self.records.append(event.to_record())
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Nobody listens."""
+
+
+class Unsaved:
+    """Saves nothing."""
+
+    name = ""
+
+    def save(self, *arguments: Any) -> bool:
+        return True
+
+
+class NoSignals:
+    """Nobody stops the run."""
+
+    def asked_to_stop(self) -> bool:
+        return False
+
+    def node_leaves(self) -> bool:
+        return False
+
+
 def engine_loop(policy: str, pairs: Sequence[str], warmup: int) -> float:
     """The trainer's own loop on a DeepSpeed engine, without Ray and its stream."""
     prepare_process(use_gpu=False)
     os.environ["LOCAL_RANK"] = "0"
     run = prepare(pairs)
-    records: list[dict[str, Any]] = []
+    events = Recorder()
+    train = replace(run.config.train, validate_every=run.total_steps)
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
@@ -242,20 +294,18 @@ def engine_loop(policy: str, pairs: Sequence[str], warmup: int) -> float:
             hidden_size=run.hidden_size,
             use_gpu=False,
         )
-        loop = TrainLoop(
+        trainer = Trainer(
             initialize_engine(run.model, resolved),
-            run.config,
-            run.micro_batches(),
-            total_steps=run.total_steps,
-            validate_every=run.total_steps,
-            validate=lambda: {"mse": 1.0, "mae": 1.0},
-            log=records.append,
-            save=lambda *_: None,
-            asked_to_stop=lambda: False,
+            replace(run.config, train=train),
+            run,
+            saver=Unsaved(),
+            reporter=events,
+            signals=NoSignals(),
+            position=Position(),
         )
-        loop.run(Progress(), None)
+        trainer.train()
         torch.distributed.destroy_process_group()
-    return windows_per_s(iter(records), warmup, run.config.train.batch_size)
+    return windows_per_s(iter(events.records), warmup, run.config.train.batch_size)
 
 
 CHILDREN: dict[str, Callable[[Sequence[str], int], float]] = {

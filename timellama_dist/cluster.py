@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from timellama_dist.compat.ray import silence_once
 from timellama_dist.config.schema import ScalingSection
 from timellama_dist.errors import ConfigError, UserError
 
@@ -61,10 +62,8 @@ def connected() -> Iterator[None]:
 
 def quieten_ray_data() -> None:
     """Leave Ray Data's plans, advice and errors, which it raises too, to its log files."""
-    from ray.util.debug import log_once
-
     # Every validation starts a pipeline: its plan and progress belong in Ray's log files.
-    log_once("ray_data_progress_manager_disabled")  # marks Ray's advice to enable bars as given
+    silence_once("ray_data_progress_manager_disabled")  # Ray's advice to enable bars
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)

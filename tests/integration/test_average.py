@@ -24,7 +24,7 @@ from timellama_dist.config.schema import RunConfig
 from timellama_dist.evaluation.windows import forecast_windows
 from timellama_dist.train.checkpoint.state import trained_weights
 from timellama_dist.train.worker.average import Average
-from timellama_dist.train.worker.loop import StepSums, train_step
+from timellama_dist.train.worker.steps import StepSums, train_step
 
 EVERY = 2
 

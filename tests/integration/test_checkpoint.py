@@ -24,17 +24,15 @@ from tests.support.engine_ranks import (
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import CheckpointError
-from timellama_dist.train.checkpoint.state import (
-    Progress,
+from timellama_dist.train.checkpoint.contents import (
     load_optimizer,
     load_weights,
-    read_progress,
-    trained_state,
-    trained_weights,
     write_checkpoint,
 )
+from timellama_dist.train.checkpoint.position import Position, read_position
+from timellama_dist.train.checkpoint.state import trained_state, trained_weights
 from timellama_dist.train.worker.engine import initialize_engine
-from timellama_dist.train.worker.loop import StepSums, learning_rate, train_step
+from timellama_dist.train.worker.steps import StepSums, learning_rate, train_step
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 SAME = [(stage, stage) for stage in STAGES]
@@ -65,7 +63,7 @@ def save_rank(rank: int, world_size: int, folder: Path, config: RunConfig) -> No
         steps(engine, config, rank, world_size, 0, SAVED)
         state = trained_state(engine)
         if rank == 0:
-            write_checkpoint(folder / stage, state, Progress(step=SAVED), None)
+            write_checkpoint(folder / stage, state, Position(step=SAVED), None)
         weights = steps(engine, config, rank, world_size, SAVED, LAST)
         if rank == 0:
             write(folder / stage, "end.safetensors", weights)
@@ -84,7 +82,7 @@ def resume_rank(
         engine = initialize_engine(model, resolved)
         shape = (config.train.micro_batch_size, config.data.context_len, CHANNELS)
         load_optimizer(engine, saved / source, past_shape=shape)
-        first = read_progress(saved / source).step
+        first = read_position(saved / source).step
         weights = steps(engine, config, rank, world_size, first, LAST)
         if rank == 0:
             write(folder, f"{source}-to-{stage}.safetensors", weights)

@@ -26,7 +26,7 @@ from timellama_dist.config.schema import (
     RunConfig,
 )
 from timellama_dist.train.checkpoint.state import trained_weights
-from timellama_dist.train.worker.loop import StepSums, learning_rate, seed_dropout, train_step
+from timellama_dist.train.worker.steps import StepSums, learning_rate, seed_dropout, train_step
 
 STEPS = 10
 STAGES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")

@@ -22,7 +22,7 @@ from timellama_dist.config.schema import (
     TrainSection,
 )
 from timellama_dist.train.checkpoint.state import trained_weights
-from timellama_dist.train.worker.loop import StepSums, train_step
+from timellama_dist.train.worker.steps import StepSums, train_step
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

@@ -34,7 +34,7 @@ from timellama_dist.data.windows.reader import WindowReader
 from timellama_dist.evaluation.windows import evaluate
 from timellama_dist.model.linear_fit import WindowSums, fill_missing, fit_each
 from timellama_dist.train.checkpoint.state import trained_weights
-from timellama_dist.train.worker.loop import StepSums, learning_rate, seed_dropout, train_step
+from timellama_dist.train.worker.steps import StepSums, learning_rate, seed_dropout, train_step
 
 Batch = dict[str, np.ndarray]
 

@@ -134,7 +134,10 @@ def test_a_search_leaves_its_trials_a_front_and_a_configuration_to_train(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("num_trials: 2\nmemory_gib: 0.01\n", "space: none of 50 draws fits the memory: a trial needs"),
+        (
+            "num_trials: 2\nmemory_gib: 0.01\n",
+            "space: none of 50 draws fits the memory: a trial needs",
+        ),
         ("num_trials: 2\nmax_concurrent: 400\n", "max_concurrent must be at most "),
     ],
 )

@@ -21,18 +21,16 @@ from tests.support.engine_ranks import (
 )
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.train.checkpoint.state import (
-    Progress,
+from timellama_dist.train.checkpoint.contents import (
     load_optimizer,
     load_weights,
-    read_progress,
-    trained_state,
     write_checkpoint,
 )
+from timellama_dist.train.checkpoint.position import Position, read_position
+from timellama_dist.train.checkpoint.state import set_trained_state, trained_state
 from timellama_dist.train.worker.engine import initialize_engine
 from timellama_dist.train.worker.faults import count_step
-from timellama_dist.train.worker.loop import StepSums, train_step
-from timellama_dist.train.worker.rollback import set_trained_state
+from timellama_dist.train.worker.steps import StepSums, train_step
 
 OTHER_STAGES = ("zero0", "zero1", "zero2", "zero3_offload")
 STAGES = ("zero3", *(pytest.param(stage, marks=pytest.mark.slow) for stage in OTHER_STAGES))
@@ -64,15 +62,15 @@ def batches(
 
 
 def train(
-    engine: Any, config: RunConfig, rank: int, world_size: int, progress: Progress, last: int
+    engine: Any, config: RunConfig, rank: int, world_size: int, position: Position, last: int
 ) -> list[bool]:
     made = []
-    for _ in range(progress.step, last):
-        source = batches(config, rank, world_size, progress.step)
+    for _ in range(position.step, last):
+        source = batches(config, rank, world_size, position.step)
         for group in engine.optimizer.param_groups:
             group["lr"] = config.train.learning_rate
-        made.append(train_step(engine, source, config, step=progress.step, sums=StepSums()))
-        count_step(progress, made=made[-1])
+        made.append(train_step(engine, source, config, step=position.step, sums=StepSums()))
+        count_step(position, made=made[-1])
     return made
 
 
@@ -84,10 +82,10 @@ def by_hand(engine: Any, config: RunConfig, rank: int, world_size: int, step: in
     assert train_step(engine, source, config, step=step, sums=StepSums())
 
 
-def save(engine: Any, folder: Path, progress: Progress) -> None:
+def save(engine: Any, folder: Path, position: Position) -> None:
     state = trained_state(engine)
     if torch.distributed.get_rank() == 0:
-        write_checkpoint(folder, state, progress, None)
+        write_checkpoint(folder, state, position, None)
 
 
 def stage_rank(rank: int, world_size: int, folder: Path, config: RunConfig, stage: str) -> None:
@@ -97,16 +95,16 @@ def stage_rank(rank: int, world_size: int, folder: Path, config: RunConfig, stag
 
 def skip(rank: int, world_size: int, folder: Path, config: RunConfig, stage: str) -> None:
     """All steps, all but the skipped ones, and those after the middle one once more."""
-    engine, progress = make_engine(config, policy(stage), world_size), Progress()
-    made = train(engine, config, rank, world_size, progress, MIDDLE)
-    save(engine, folder / "middle", progress)
-    made += train(engine, config, rank, world_size, progress, LAST)
-    save(engine, folder / "end", progress)
+    engine, position = make_engine(config, policy(stage), world_size), Position()
+    made = train(engine, config, rank, world_size, position, MIDDLE)
+    save(engine, folder / "middle", position)
+    made += train(engine, config, rank, world_size, position, LAST)
+    save(engine, folder / "end", position)
 
     engine = make_engine(config, policy(stage), world_size)
     for step in set(range(LAST)) - SKIPPED.keys():
         by_hand(engine, config, rank, world_size, step)
-    save(engine, folder / "by hand", Progress(step=LAST))
+    save(engine, folder / "by hand", Position(step=LAST))
 
     torch.distributed.barrier()  # the first rank has written what is read here
     model = make_model(config)
@@ -117,9 +115,9 @@ def skip(rank: int, world_size: int, folder: Path, config: RunConfig, stage: str
     engine = initialize_engine(model, resolved)
     shape = (config.train.micro_batch_size, config.data.context_len, CHANNELS)
     load_optimizer(engine, folder / "middle", past_shape=shape)
-    progress = read_progress(folder / "middle")
-    train(engine, config, rank, world_size, progress, LAST)
-    save(engine, folder / "resumed", progress)
+    position = read_position(folder / "middle")
+    train(engine, config, rank, world_size, position, LAST)
+    save(engine, folder / "resumed", position)
     (folder / f"rank-{rank}.json").write_text(json.dumps(made))
 
 
@@ -129,18 +127,18 @@ def go_back(rank: int, world_size: int, folder: Path, config: RunConfig, stage: 
     for step in range(3):
         by_hand(engine, config, rank, world_size, step)
     kept = trained_state(engine)
-    save(engine, folder / "kept", Progress(step=3))
+    save(engine, folder / "kept", Position(step=3))
     for step in (3, 4):
         by_hand(engine, config, rank, world_size, step)
     set_trained_state(engine, kept, updates=3)
-    save(engine, folder / "back", Progress(step=3))
+    save(engine, folder / "back", Position(step=3))
     by_hand(engine, config, rank, world_size, 5)
-    save(engine, folder / "after back", Progress())
+    save(engine, folder / "after back", Position())
 
     engine = make_engine(config, policy(stage), world_size)
     for step in (0, 1, 2, 5):
         by_hand(engine, config, rank, world_size, step)
-    save(engine, folder / "never gone", Progress())
+    save(engine, folder / "never gone", Position())
 
 
 @pytest.fixture(scope="module", params=STAGES)

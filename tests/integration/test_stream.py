@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
 from timellama_dist.config.schema import DataSection, RunConfig, TrainSection
+from timellama_dist.console.events import Evaluating
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.series import Series, Table
 from timellama_dist.data.windows.mixture import PreparedSet
@@ -292,9 +293,7 @@ def test_a_validation_takes_so_many_windows_and_says_how_far_it_is(path, windows
     # Every 16th or 17th of 83 windows.
     some = windows["validation"][[0, 16, 33, 49, 66]]
     assert found["mse"] == pytest.approx(np.square(some[:, 16:] - some[:, 15:16]).mean(), rel=1e-5)
-    assert told == [
-        {"kind": "evaluating", "split": "validation", "done": done, "total": 5} for done in (4, 5)
-    ]
+    assert told == [Evaluating(split="validation", done=done, total=5) for done in (4, 5)]
     del told[:]
     data.evaluate(LastValue(), "test")
-    assert told[-1] == {"kind": "evaluating", "split": "test", "done": 173, "total": 173}
+    assert told[-1] == Evaluating(split="test", done=173, total=173)

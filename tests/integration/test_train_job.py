@@ -25,7 +25,7 @@ from timellama_dist.cluster import connected
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.evaluation.job import evaluate
 from timellama_dist.model.card import read_card
-from timellama_dist.train.checkpoint.state import read_progress
+from timellama_dist.train.checkpoint.position import read_position
 from timellama_dist.train.plan import plan_sets
 
 
@@ -72,7 +72,7 @@ def test_the_run_directory_holds_what_the_contract_says(
     card = read_card(run_dir / "model")
     backbone = backbone_fingerprint(RunConfig.from_dict(card.config), tiny_llama)
     assert backbone is not None
-    assert {card.backbone, read_progress(newest).backbone} == {backbone}
+    assert {card.backbone, read_position(newest).backbone} == {backbone}
     counts = metrics["parameters"]
     assert 0 < counts["active"] < counts["trainable"]
     steps = [record["step"] for record in history(run_dir, "train")]

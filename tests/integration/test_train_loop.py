@@ -1,8 +1,8 @@
-"""The training loop's decisions on real engines: when it validates, what it keeps, when it ends."""
+"""The trainer's decisions on real engines: when it validates, what it keeps, when it ends."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.support.engine_ranks import (
+    NUM_WINDOWS,
     make_engine,
     make_model,
     micro_batches,
@@ -20,15 +21,17 @@ from tests.support.engine_ranks import (
     windows,
 )
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.events import Event
 from timellama_dist.data.windows.orders import TrainOrder
-from timellama_dist.train.checkpoint.state import Progress, trained_weights
-from timellama_dist.train.worker import loop as loop_module
-from timellama_dist.train.worker.loop import TrainLoop
+from timellama_dist.train.checkpoint.position import Position
+from timellama_dist.train.checkpoint.state import Weights, trained_weights
+from timellama_dist.train.worker import signals
+from timellama_dist.train.worker.trainer import Trainer
 
 
 @dataclass
 class Case:
-    """What a loop is given: the validations' errors are told beforehand."""
+    """A run whose validations' errors are set beforehand."""
 
     errors: list[float]
     total_steps: int
@@ -99,63 +102,130 @@ CASES = {
 }
 
 
+@dataclass
+class Data:
+    """Windows in memory; a validation's errors are the case's."""
+
+    case: Case
+    config: RunConfig
+    rank: int
+    world_size: int
+    position: Position
+    num_windows: int = NUM_WINDOWS
+    validated: list[int] = field(default_factory=list)
+    """Steps."""
+    weights: list[Weights] = field(default_factory=list)
+    """Of each validation."""
+
+    def __post_init__(self) -> None:
+        case = self.case
+        self.errors = iter(case.errors)
+        self.mae, self.half = iter(case.mae or case.errors), iter(case.half or [])
+
+    def dataset_of(self, step: int) -> int:
+        return self.case.datasets[step % len(self.case.datasets)]
+
+    def train_batches(self, first_step: int, last_step: int) -> Iterator[dict[str, np.ndarray]]:
+        batches = micro_batches(self.config, self.rank, self.world_size, first_step, last_step)
+        return changed(batches, self.case, self.config, self.rank, self.world_size)
+
+    def evaluate(self, engine: Any, split: str, shares: Sequence[float]) -> dict[float, Any]:
+        assert split == "validation"
+        self.validated.append(self.position.step)
+        self.weights.append(trained_weights(engine))
+        errors = {1.0: {"mse": next(self.errors), "mae": next(self.mae)}}
+        if self.case.half:
+            errors[0.5] = dict.fromkeys(("mse", "mae"), next(self.half))
+        return errors
+
+
+@dataclass
+class Saver:
+    """Keeps how the run stood at each checkpoint."""
+
+    name: str = ""
+    saved: list[list[Any]] = field(default_factory=list)
+    best_steps: list[int] = field(default_factory=list)
+
+    def save(self, engine: Any, position: Position, best: Weights | None, complete: Any) -> bool:
+        self.saved.append([position.step, position.finished, best is not None])
+        self.best_steps.append(position.best_step)
+        return True
+
+
+@dataclass
+class Reporter:
+    """Keeps the records of all events but those of checkpoints, and how often it reported."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    reported: list[int] = field(default_factory=list)
+
+    def tell(self, event: Event) -> None:
+        if event.kind != "saved":
+            self.records.append(event.to_record())
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        self.reported.append(metrics["step"])
+
+
+@dataclass
+class Signals:
+    """As in a run: only the first rank hears the driver."""
+
+    case: Case
+    rank: int
+    position: Position
+    questions: int = 0
+
+    def asked_to_stop(self) -> bool:
+        self.questions += 1
+        return self.rank == 0 and self.questions == self.case.stop_at_question
+
+    def node_leaves(self) -> bool:
+        return self.position.step in self.case.notices
+
+
 def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[str, Any]:
     """Run one case; says what happened, in plain values."""
-    config = replace(config, train=replace(config.train, **case.train))
+    steps = {"max_steps": case.total_steps, "validate_every": case.validate_every}
+    config = replace(config, train=replace(config.train, **steps, **case.train))
     engine = make_engine(config, {}, world_size)
-    progress = Progress(**case.start)
-    seen: dict[str, Any] = {
-        "logged": [],
-        "saved": [],
-        "best_steps": [],
-        "validated": [],
-        "error": None,
-    }
-    weights: list[dict[str, torch.Tensor]] = []
+    if case.beside_map:
+        # The engine's model has no map: what follows from one is all the trainer's.
+        config = replace(config, model=replace(config.model, shortcut="frozen"))
+    signals._LOOK_AT_NODES_EVERY_S = 0.0 if case.notices else math.inf
+    position = Position(**case.start)
+    given = {"head.bias": torch.zeros(1)} if case.start else None
     drawn: list[int] = []
     engine.module.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[1]))
-    errors, mae, half = iter(case.errors), iter(case.mae or case.errors), iter(case.half or [])
-    questions = 0
-
-    def validate() -> dict[float, dict[str, Any]]:
-        seen["validated"].append(progress.step)
-        weights.append(trained_weights(engine))
-        found = {1.0: {"mse": next(errors), "mae": next(mae)}}
-        if case.half:
-            found[0.5] = dict.fromkeys(("mse", "mae"), next(half))
-        return found
-
-    def save(position: Progress, best: Any, metrics: dict[str, float]) -> None:
-        seen["saved"].append([position.step, position.finished, best is not None])
-        seen["best_steps"].append(position.best_step)
-
-    def asked_to_stop() -> bool:
-        nonlocal questions
-        questions += 1
-        # As in a run: only the first rank hears the driver.
-        return rank == 0 and questions == case.stop_at_question
-
-    loop_module._LOOK_AT_NODES_EVERY_S = 0.0 if case.notices else math.inf
-    batches = micro_batches(config, rank, world_size, progress.step, case.total_steps)
-    loop = TrainLoop(
+    data = Data(case, config, rank, world_size, position)
+    saver, reporter = Saver(), Reporter()
+    trainer = Trainer(
         engine,
         config,
-        changed(batches, case, config, rank, world_size),
-        total_steps=case.total_steps,
-        validate_every=case.validate_every,
-        validate=validate,
-        log=seen["logged"].append,
-        save=save,
-        asked_to_stop=asked_to_stop,
-        node_leaves=lambda: progress.step in case.notices,
-        beside_map=case.beside_map,
-        dataset_of=lambda step: case.datasets[step % len(case.datasets)],
+        data,
+        saver=saver,
+        reporter=reporter,
+        signals=Signals(case, rank, position),
+        position=position,
+        best=given,
     )
-    given = {"head.bias": torch.zeros(1)} if case.start else None
+    error = None
     try:
-        best = loop.run(progress, given)
-    except FloatingPointError as error:
-        return seen | {"error": str(error)}
+        trainer.train()
+    except FloatingPointError as raised:
+        error = str(raised)
+    seen = {
+        "logged": reporter.records,
+        "saved": saver.saved,
+        "reported": reporter.reported,
+        "best_steps": saver.best_steps,
+        "validated": data.validated,
+        "error": error,
+    }
+    if error is not None:
+        return seen
+    best, weights = trainer.best, data.weights
     same = [
         index
         for index, kept in enumerate(weights)
@@ -164,15 +234,15 @@ def follow(case: Case, config: RunConfig, rank: int, world_size: int) -> dict[st
     ]
     return seen | {
         "drawn": drawn,
-        "skipped_steps": progress.skipped_steps,
-        "rollbacks": [progress.rollbacks, progress.updates],
+        "skipped_steps": position.skipped_steps,
+        "rollbacks": [position.rollbacks, position.updates],
         "best_is_given": given is not None and best is given,
         "best_is_validation": same,
         "best_head": best["head.weight"].tolist() if best and not case.start else None,
         "last_head": weights[-1]["head.weight"].tolist() if weights else None,
-        "step": progress.step,
-        "finished": progress.finished,
-        "best_step": progress.best_step,
+        "step": position.step,
+        "finished": position.finished,
+        "best_step": position.best_step,
     }
 
 
@@ -213,6 +283,12 @@ def ranks(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list[d
 
 def logged(found: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
     return (record for record in found["logged"] if record["kind"] == kind)
+
+
+def test_every_checkpoint_is_reported(ranks: list[dict[str, Any]]) -> None:
+    for name in CASES:
+        steps = [step for step, *_ in ranks[0][name]["saved"]]
+        assert ranks[0][name]["reported"] == steps, name
 
 
 def test_every_rank_takes_the_same_decisions(ranks: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ NUM_WINDOWS, CHANNELS = 40, 3
 _IMPORTED_ONCE = [
     "deepspeed",
     "timellama_dist.train.checkpoint.state",
-    "timellama_dist.train.worker.loop",
+    "timellama_dist.train.worker.trainer",
 ]
 multiprocessing.set_forkserver_preload([*_IMPORTED_ONCE, "timellama_dist.model.build"])
 
@@ -142,11 +142,11 @@ def policy(name: str) -> dict[str, Any]:
     return json.loads((POLICIES / f"{name}.json").read_text())
 
 
-def largest_relative_difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+def largest_relative_difference(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Of the parameters' norms. Single elements may differ by more: Adam divides a gradient that is
     rounding noise by its own size."""
-    assert found.keys() == wanted.keys()
+    assert weights.keys() == expected.keys()
     return max(
-        float((found[name] - wanted[name]).norm() / wanted[name].norm().clamp_min(1e-3))
-        for name in wanted
+        float((weights[name] - expected[name]).norm() / expected[name].norm().clamp_min(1e-3))
+        for name in expected
     )

@@ -1,6 +1,6 @@
-"""What the driver sees of a run while it goes on, and how it asks the run to stop.
+"""Shows a run on the driver while it goes on, and asks it to stop.
 
-Workers append records to a small actor; the driver drains it, writes `history.jsonl` and shows a
+Workers append events to a small actor; the driver drains it, writes `history.jsonl` and shows a
 progress line. So nothing has to be read from a worker's own output, which stays in Ray's logs.
 """
 
@@ -18,8 +18,15 @@ import ray
 from tqdm import tqdm
 
 from timellama_dist.cluster import on_this_node
-
-Record = dict[str, Any]
+from timellama_dist.console.events import (
+    Evaluating,
+    Event,
+    Phase,
+    Saved,
+    Started,
+    TrainStep,
+    Validation,
+)
 
 
 class Monitor:
@@ -32,17 +39,17 @@ class Monitor:
         return name, ray.remote(cls).options(name=name, num_cpus=0, **on_this_node()).remote()
 
     def __init__(self) -> None:
-        self._records: list[Record] = []
+        self._events: list[Event] = []
         self._stop = asyncio.Event()
 
-    def append(self, record: Record) -> None:
-        """Take one record from a worker."""
-        self._records.append(record)
+    def append(self, event: Event) -> None:
+        """Take an event from a worker."""
+        self._events.append(event)
 
-    def drain(self) -> list[Record]:
-        """Hand over the records since the last call."""
-        records, self._records = self._records, []
-        return records
+    def drain(self) -> list[Event]:
+        """Hand over the events since the last call."""
+        events, self._events = self._events, []
+        return events
 
     def request_stop(self) -> None:
         """Ask the workers to save and end after their current steps."""
@@ -51,13 +58,13 @@ class Monitor:
     async def stop_requested(self) -> None:
         """Return once the driver has asked the workers to end.
 
-        So that a worker asks once, and looks at each step without a message whether it is told.
+        So that a worker asks once, and sees the answer at a step without another message.
         """
         await self._stop.wait()
 
 
 class ProgressLine:
-    """Shows records as one moving line on a terminal, or as a line now and then elsewhere.
+    """Shows events as one moving line on a terminal, or as a line now and then elsewhere.
 
     Args:
         history: `history.jsonl`, appended to.
@@ -75,15 +82,33 @@ class ProgressLine:
         self._refused = False
         self.step = 0
 
-    def show(self, records: list[Record]) -> None:
-        """Write records down and show them."""
-        if not records:
+    def show(self, events: list[Event]) -> None:
+        """Write events down and show them."""
+        if not events:
             return
-        kinds = ("train", "validation")
-        self._unwritten += [json.dumps(one) + "\n" for one in records if one["kind"] in kinds]
+        self._unwritten += [
+            json.dumps(event.to_record()) + "\n"
+            for event in events
+            if isinstance(event, TrainStep | Validation)
+        ]
         self._write_history()
-        for record in records:
-            getattr(self, f"_show_{record['kind']}")(record)
+        for event in events:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        match event:
+            case Phase():
+                self.say(event.text)
+            case Started():
+                self._show_started(event)
+            case TrainStep():
+                self._show_step(event)
+            case Evaluating():
+                self._show_evaluating(event)
+            case Validation():
+                self._show_validation(event)
+            case Saved():
+                pass  # For a search; the validation before it was shown.
 
     def _write_history(self) -> None:
         """Write what is to be written; where the disk is full, it is kept for the next time."""
@@ -108,13 +133,10 @@ class ProgressLine:
             self._bar.close()
             self._bar = None
 
-    def _show_phase(self, record: Record) -> None:
-        self.say(record["text"])
-
-    def _show_start(self, record: Record) -> None:
+    def _show_started(self, event: Started) -> None:
         # Of workers that were started anew.
         self.close()
-        self._total, self.step = record["total_steps"], record["step"]
+        self._total, self.step = event.total_steps, event.step
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._total,
@@ -124,12 +146,12 @@ class ProgressLine:
                 bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
             )
 
-    def _show_train(self, record: Record) -> None:
-        advanced, self.step = record["step"] - self.step, record["step"]
-        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        text = f"loss {loss}{self._validation}, {record['windows_per_s']:.0f} windows/s"
-        if record["skipped_steps"]:
-            text += f", {record['skipped_steps']} steps skipped"
+    def _show_step(self, event: TrainStep) -> None:
+        advanced, self.step = event.step - self.step, event.step
+        loss = "not finite" if event.loss is None else f"{event.loss:.4f}"
+        text = f"loss {loss}{self._validation}, {event.windows_per_s:.0f} windows/s"
+        if event.skipped_steps:
+            text += f", {event.skipped_steps} steps skipped"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(advanced)
@@ -137,27 +159,21 @@ class ProgressLine:
         now = time.monotonic()
         if now - self._last_line >= self._quiet_s or self.step == self._total:
             self._last_line = now
-            step_s = record["seconds"] / max(1, record["step"])
+            step_s = event.seconds / max(1, event.step)
             left = tqdm.format_interval((self._total - self.step) * step_s)
             self.say(f"step {self.step}/{self._total}: {text}, {left} left")
 
-    def _show_evaluating(self, record: Record) -> None:
-        done, total = min(record["done"], record["total"]), record["total"]
-        text = f"{record['split']}: {done} of {total} windows"
+    def _show_evaluating(self, event: Evaluating) -> None:
+        text = f"{event.split}: {min(event.done, event.total)} of {event.total} windows"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return
         self.say(text)
 
-    def _show_saved(self, record: Record) -> None:
-        """What a search looks at; the validation before it was shown."""
-
-    def _show_validation(self, record: Record) -> None:
-        self._validation = f", validation {record['mse']:.4f}"
-        self.say(
-            f"step {record['step']}/{self._total}: "
-            f"validation mse {record['mse']:.4f}, mae {record['mae']:.4f}"
-        )
+    def _show_validation(self, event: Validation) -> None:
+        mse, mae = event.metrics["mse"], event.metrics["mae"]
+        self._validation = f", validation {mse:.4f}"
+        self.say(f"step {event.step}/{self._total}: validation mse {mse:.4f}, mae {mae:.4f}")
 
     def say(self, text: str) -> None:
         """Print a line of its own above the moving one."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from timellama_dist.evaluation.metrics import ErrorSums
 from timellama_dist.evaluation.routing import RoutingSums
+from timellama_dist.ranks import summed_over_ranks
 
 Batch = Mapping[str, np.ndarray]
 
@@ -59,10 +60,10 @@ def evaluate(
 
     _forward_all(module, batches, dataset, add)
     whole = {
-        share: ErrorSums.from_vector(_summed_over_ranks(sums.to_vector()), horizon, num_channels)
+        share: ErrorSums.from_vector(summed_over_ranks(sums.to_vector()), horizon, num_channels)
         for share, sums in sums_by_share.items()
     }
-    return whole, routing.summary(_summed_over_ranks(routing.to_vector()))
+    return whole, routing.summary(summed_over_ranks(routing.to_vector()))
 
 
 def absolute_errors(module: nn.Module, batches: Iterable[Batch], *, dataset: int = 0) -> np.ndarray:
@@ -118,13 +119,3 @@ def _forward_all(
 def module_device(module: nn.Module) -> torch.device:
     """Return the device of a module's parameters."""
     return next(module.parameters()).device
-
-
-def _summed_over_ranks(sums: np.ndarray) -> np.ndarray:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return sums
-    # NCCL reduces what is on the GPU only.
-    backend = torch.distributed.get_backend()
-    vector = torch.from_numpy(sums).to("cuda" if "nccl" in backend else "cpu")
-    torch.distributed.all_reduce(vector)
-    return vector.cpu().numpy()

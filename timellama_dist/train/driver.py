@@ -41,7 +41,7 @@ def train(config: RunConfig) -> Outcome:
         ConfigError: the configuration can't be run.
         DataError: the data can't be used.
         InterruptedRunError: the user pressed Ctrl-C; a checkpoint was saved.
-        FloatingPointError: loss, gradient or validation were not finite, see `train.worker.loop`.
+        FloatingPointError: loss, gradient or validation were not finite, see `worker.trainer`.
         TrainingFailedError: a worker failed more than `scaling.max_failures` times.
     """
     from timellama_dist.cluster import connected, plan_resources
@@ -66,15 +66,16 @@ def train(config: RunConfig) -> Outcome:
         baselines = _baselines(plan, sets, maps)
         name, monitor = Monitor.start()
         print("starting the workers", flush=True)
-        found = fit(make_trainer(plan, sets, maps, resources, name), monitor, plan.config)
-    checkpoint = found.pop("checkpoint")
+        result = fit(make_trainer(plan, sets, maps, resources, name), monitor, plan.config)
+    assert result.metrics is not None
+    assert result.checkpoint is not None
     metrics = {
-        **{key: value for key, value in found.items() if key != "step"},
-        **_with_baselines(found["by_dataset"], baselines),
+        **{key: value for key, value in result.metrics.items() if key != "step"},
+        **_with_baselines(result.metrics["by_dataset"], baselines),
         "zero_stage": plan.policy.get("zero_optimization", {}).get("stage", 0),
         "versions": versions(),
     }
-    _write_results(plan.config, checkpoint, metrics)
+    _write_results(plan.config, result.checkpoint, metrics)
     return Outcome(run_dir, metrics, copy_results(plan.config))
 
 
@@ -88,7 +89,8 @@ def build_trainer(
     """Ray Train's trainer for a configuration, to `fit()` in a Ray program of one's own.
 
     Ray must be initialised. `config.run.dir` is made, with the prepared data in it. The result's
-    `return_value` is that of `train.worker.entry.train_worker`.
+    `return_value` is one of `train.worker.results`: `Finished`, `Stopped`, `Diverged` or
+    `StorageFailed`.
 
     Args:
         config: the run.

@@ -52,7 +52,7 @@ def check_content(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
     state = newest_state(checkpoints_place(config))
     if state is None:
         return
-    for one, begun in zip(sets, state.progress.get("data", ()), strict=False):
+    for one, begun in zip(sets, state.position.get("data", ()), strict=False):
         if one.content_hash != begun:
             raise ConfigError(
                 f"data.path: {one.part.path} cannot be changed in a resumed run: its content is "
@@ -62,7 +62,7 @@ def check_content(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
     from timellama_dist.backbone.fingerprint import check_backbone
 
     folder = resolve_backbone(config.backbone.name, config.backbone.revision)
-    check_backbone(config, folder, state.progress.get("backbone"), owner="this run")
+    check_backbone(config, folder, state.position.get("backbone"), owner="this run")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

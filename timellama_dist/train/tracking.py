@@ -1,6 +1,6 @@
-"""Where else a run's numbers go: Ray's metrics, TensorBoard, MLflow, Weights & Biases.
+"""Sends a run's numbers to Ray's metrics, TensorBoard, MLflow and Weights & Biases.
 
-All on the driver, from the records that `history.jsonl` gets.
+All on the driver, from the events that `history.jsonl` gets.
 """
 
 import importlib.util
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.events import Event, TrainStep, Validation
 from timellama_dist.errors import ConfigError
 
 Numbers = dict[str, float]
 """By path, such as train/loss or validation/by_dataset/epf/mse."""
 
-KINDS = ("train", "validation")
 _EXPERIMENT = "timellama"
 # MLflow takes no longer value of a parameter.
 _LONGEST_PARAMETER = 500
@@ -49,7 +49,7 @@ def check_tracking(config: RunConfig) -> None:
 
 
 class Tracking:
-    """All trackers of a run; one that fails is told of once, and left out from then on.
+    """All trackers of a run; one that fails is named once, and left out from then on.
 
     Args:
         config: the run; Ray must be initialised, and the run directory be there.
@@ -73,27 +73,27 @@ class Tracking:
                 self._trackers.append(kind(config))
             # Whatever a tracker raises, it is no reason to end a run.
             except Exception as error:
-                self._tell(kind, error)
+                self._name_failed(kind, error)
 
-    def write(self, records: list[dict[str, Any]]) -> None:
-        """Hand on what is in records of steps and validations."""
-        for record in records:
-            if record["kind"] in KINDS:
-                self._each(partial(_write, record["step"], numbers_of(record)))
+    def write(self, events: list[Event]) -> None:
+        """Hand on the numbers of steps and validations."""
+        for event in events:
+            if isinstance(event, TrainStep | Validation):
+                self._for_all(partial(_write, event.step, numbers_of(event.to_record())))
 
     def close(self, *, finished: bool) -> None:
-        """End all; says whether the run came to its end."""
-        self._each(lambda one: one.close(finished=finished))
+        """End all trackers, with whether the run came to its end."""
+        self._for_all(lambda tracker: tracker.close(finished=finished))
 
-    def _each(self, deed: Callable[[Tracker], None]) -> None:
+    def _for_all(self, call: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers.copy():
             try:
-                deed(tracker)
+                call(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
-                self._tell(type(tracker), error)
+                self._name_failed(type(tracker), error)
 
-    def _tell(self, kind: type, error: Exception) -> None:
+    def _name_failed(self, kind: type, error: Exception) -> None:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         self._say(f"{kind.__name__.strip('_')} takes no more of this run's numbers: {cause}")
 
@@ -103,7 +103,7 @@ def _write(step: int, numbers: Numbers, tracker: Tracker) -> None:
 
 
 def numbers_of(record: Mapping[str, Any]) -> Numbers:
-    """All numbers in a record of the history, those of nested values too."""
+    """All numbers in a record of the history by path, those of nested values too."""
     return {
         f"{record['kind']}/{path}": value
         for path, value in _flat(record)

@@ -1,4 +1,4 @@
-"""Ray Train's trainer of a planned run, and how a run goes on while the driver looks on."""
+"""Makes Ray Train's trainer of a planned run, and runs it while the driver looks on."""
 
 import json
 import threading
@@ -29,6 +29,7 @@ from timellama_dist.train.run_directory import (
 )
 from timellama_dist.train.tracking import Tracking
 from timellama_dist.train.worker.entry import WorkerSpec, train_worker
+from timellama_dist.train.worker.results import Diverged, Finished, Result, Stopped, StorageFailed
 
 # Between two looks at whether an elastic run may have more workers.
 _RESIZE_S = 30.0
@@ -43,14 +44,14 @@ def make_trainer(
     *,
     test: bool = True,
 ) -> TorchTrainer:
-    """The trainer, and `deepspeed.json` in the run directory.
+    """Make the trainer, and write `deepspeed.json` into the run directory.
 
     Args:
         plan: of a run whose directory is there.
         sets: its prepared data.
         maps: the linear map of each, if `model.shortcut`.
         resources: of a worker.
-        monitor: name of the actor that workers tell their progress, if somebody listens.
+        monitor: name of the `Monitor` actor that takes the workers' events, if somebody listens.
         test: score the test part and export the model at the end.
 
     Raises:
@@ -61,7 +62,7 @@ def make_trainer(
     shortcuts = place / "shortcuts.safetensors" if config.model.shortcut != "none" else None
     if shortcuts is not None:
         # In order, because safetensors writes an array's memory as it lies.
-        named = {str(n): one.astype("f4", order="C") for n, one in enumerate(maps)}
+        named = {str(number): map_LH.astype("f4", order="C") for number, map_LH in enumerate(maps)}
         shortcuts.write_bytes(save(named))
     run_dir = Path(str(config.run.dir))
     deepspeed = plan.deepspeed(use_gpu=resources.use_gpu)
@@ -69,7 +70,7 @@ def make_trainer(
     spec = WorkerSpec(
         config=config.to_dict(),
         deepspeed=deepspeed,
-        datasets=[asdict(one) for one in sets],
+        datasets=[asdict(dataset) for dataset in sets],
         use_gpu=resources.use_gpu,
         checkpoints=checkpoints_place(config).uri,
         shortcuts=None if shortcuts is None else shortcuts.uri,
@@ -115,36 +116,43 @@ class Fitting:
 
     def __init__(self, trainer: TorchTrainer) -> None:
         self.done = threading.Event()
-        self._outcome: dict[str, Any] = {}
+        # Ray's annotation forgets the `return_value`.
+        self._result: Any = None
+        self._error: BaseException | None = None
         threading.Thread(target=self._run, args=(trainer,), name="ray-train", daemon=True).start()
 
     @property
-    def finished(self) -> bool:
-        """Has the trainer ended without an error?"""
-        return "result" in self._outcome
+    def succeeded(self) -> bool:
+        """Whether the trainer has ended without an error."""
+        return self._result is not None
 
-    def result(self) -> dict[str, Any]:
-        """What `train_worker` returned; raises what the trainer raised."""
-        if error := self._outcome.get("error"):
-            raise error
-        said: dict[str, Any] = self._outcome["result"].return_value
-        return said
+    def result(self) -> Result:
+        """The value that `train_worker` returned; raises what the trainer raised."""
+        if self._result is None:
+            raise self._error or RuntimeError("the trainer hasn't ended yet")
+        value: Result = self._result.return_value
+        return value
 
     def _run(self, trainer: TorchTrainer) -> None:
         try:
-            self._outcome["result"] = trainer.fit()
+            self._result = trainer.fit()
         # Whatever it is, it is the starter's to raise.
         except BaseException as error:
-            self._outcome["error"] = error
+            self._error = error
         finally:
             self.done.set()
 
 
-def fit(trainer: TorchTrainer, monitor: Any, config: RunConfig) -> dict[str, Any]:
+def fit(trainer: TorchTrainer, monitor: Any, config: RunConfig) -> Finished:
     """Run the trainer in a thread while this one shows progress and listens for Ctrl-C.
 
+    Args:
+        trainer: what `make_trainer` made, to run to its end.
+        monitor: the handle of the `Monitor` whose name the trainer was given.
+        config: the run.
+
     Returns:
-        What `train_worker` returned of a finished run.
+        What `train_worker` returned.
 
     Raises:
         InterruptedRunError, FloatingPointError, RuntimeError, TrainingFailedError: see
@@ -163,9 +171,9 @@ def fit(trainer: TorchTrainer, monitor: Any, config: RunConfig) -> dict[str, Any
             ended = False
             while not ended:
                 ended = fitting.done.wait(timeout=0.5)
-                records = ray.get(monitor.drain.remote())
-                line.show(records)
-                tracking.write(records)
+                events = ray.get(monitor.drain.remote())
+                line.show(events)
+                tracking.write(events)
     except KeyboardInterrupt:
         saved = "a" if holds_checkpoint(config) else "no"
         raise InterruptedRunError(
@@ -173,24 +181,27 @@ def fit(trainer: TorchTrainer, monitor: Any, config: RunConfig) -> dict[str, Any
         ) from None
     finally:
         line.close()
-        tracking.close(finished=fitting.finished)
+        tracking.close(finished=fitting.succeeded)
     try:
-        said = fitting.result()
+        result = fitting.result()
     except Exception as error:
         if holds_checkpoint(config):
             error.add_note(f"a checkpoint was saved; {resume_command(config)}")
         raise
-    _check_finished(said, config)
-    return said
+    return _finished(result, config)
 
 
-def _check_finished(said: dict[str, Any], config: RunConfig) -> None:
-    if "diverged" in said:
-        saved = "no checkpoint was saved"
-        if holds_checkpoint(config):
-            saved = f"the last checkpoint is the newest in {run_place(config) / CHECKPOINTS}"
-        raise FloatingPointError(f"{said['diverged']}; {saved}; {resume_command(config)}")
-    if "failed" in said:
-        raise RuntimeError(f"{said['failed']}; {resume_command(config)}")
-    if "test" not in said:
-        raise InterruptedRunError(f"stopped at step {said['step']}; {resume_command(config)}")
+def _finished(result: Result, config: RunConfig) -> Finished:
+    """The result of a run that came to its end; of any other one, what it raises on the driver."""
+    match result:
+        case Finished():
+            return result
+        case Stopped(step=step):
+            raise InterruptedRunError(f"stopped at step {step}; {resume_command(config)}")
+        case StorageFailed(problem=problem):
+            raise RuntimeError(f"{problem}; {resume_command(config)}")
+        case Diverged(problem=problem):
+            saved = "no checkpoint was saved"
+            if holds_checkpoint(config):
+                saved = f"the last checkpoint is the newest in {run_place(config) / CHECKPOINTS}"
+            raise FloatingPointError(f"{problem}; {saved}; {resume_command(config)}")

@@ -19,7 +19,7 @@ _MOST_DRAWS = 1000
 
 
 class Proposals(Searcher):
-    """What Ray Tune asks for the next trial's keys; saved and restored with the search.
+    """Gives Ray Tune the next trial's keys; saved and restored with the search.
 
     Args:
         space: what may be drawn.
@@ -38,7 +38,7 @@ class Proposals(Searcher):
         self._rng = np.random.default_rng(search.seed)
         self._drawn = 0
         self._optuna = _optuna(space, self.metric, self.mode) if search.searcher == "tpe" else None
-        self._told: dict[str, str] = {}
+        self._names: dict[str, str] = {}
         """Optuna's name of each trial that it proposed."""
 
     def suggest(self, trial_id: str) -> Any:
@@ -46,7 +46,7 @@ class Proposals(Searcher):
         for name, keys in self._candidates(trial_id):
             if self._accept(keys):
                 if self._optuna is not None and name is not None:
-                    self._told[trial_id] = name
+                    self._names[trial_id] = name
                 return keys
             if self._optuna is not None and name is not None:
                 self._optuna.on_trial_complete(name, error=True)
@@ -59,15 +59,15 @@ class Proposals(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell Optuna."""
-        if self._optuna is not None and trial_id in self._told:
-            self._optuna.on_trial_result(self._told[trial_id], result)
+        if self._optuna is not None and trial_id in self._names:
+            self._optuna.on_trial_result(self._names[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell Optuna."""
-        if self._optuna is not None and trial_id in self._told:
-            self._optuna.on_trial_complete(self._told.pop(trial_id), result, error)
+        if self._optuna is not None and trial_id in self._names:
+            self._optuna.on_trial_complete(self._names.pop(trial_id), result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Ray Tune saves the search."""
@@ -104,7 +104,7 @@ class Proposals(Searcher):
         if text in self._seen:
             return False
         self._seen.add(text)
-        # What can't be run was said of the whole space before it began.
+        # Whether the whole space can't be run was checked before the search began.
         with suppress(ConfigError):
             excess = self._space.excess(self._space.config(keys))
             if excess is None:

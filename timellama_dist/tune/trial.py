@@ -1,8 +1,7 @@
-"""One trial of a search: a whole Ray Train run inside of a Ray Tune trial, without a test."""
+"""One trial of a search: a whole Ray Train run inside a Ray Tune trial, without a test."""
 
 import functools
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,11 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune import Trainable
-from ray.tune.trainable import wrap_function
 
+from timellama_dist.compat.ray import patient_trainable, wait_for_last_step
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.events import Event, Saved
 from timellama_dist.console.monitor import Monitor, ProgressLine
 from timellama_dist.model.linear_fit import Float64
 from timellama_dist.storage import copy_tree, open_place
@@ -24,6 +24,7 @@ from timellama_dist.train.checkpoint.files import checkpoint_name, read_state
 from timellama_dist.train.driver import build_trainer
 from timellama_dist.train.run_directory import CONFIG, checkpoints_place
 from timellama_dist.train.trainer import Fitting
+from timellama_dist.train.worker.results import Diverged, Finished, Stopped, StorageFailed
 
 # Ray Tune waits so long for a stopped trial's last step before it begins the next one's.
 _LAST_STEP_S = 600
@@ -35,7 +36,7 @@ _idle.set()
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """What is the same for all trials of a search."""
+    """All that the trials of a search share."""
 
     base: dict[str, Any]
     """`RunConfig.to_dict()`, over prepared data."""
@@ -44,88 +45,75 @@ class TrialSpec:
     metric: str
     """`mse` or `mae` of the validation part."""
     objectives: Sequence[str]
-    """What the search makes small; each is reported of every trial."""
+    """Numbers that the search makes small; every trial reports all of them."""
     hands_over: bool
     """Are checkpoints given to Ray Tune, for another trial to go on from?"""
     maps: Sequence[Float64] | None
     """The linear map of each data set, if all trials have the same."""
 
 
-def make_trainable(told: TrialSpec) -> type[Trainable]:
-    """What Ray Tune runs for a trial: `run_trial`, which is never cut off in the middle."""
+def make_trainable(spec: TrialSpec) -> type[Trainable]:
+    """Make Ray Tune's class for a trial: it runs `run_trial`, never cut off in the middle.
 
-    class Trial(wrap_function(functools.partial(run_trial, told=told), name="trial")):  # type: ignore[misc]
-        def cleanup(self) -> None:
-            """Wait for the last step of a run that was told to stop.
-
-            Ray Tune doesn't, and ends the process. The run's workers would hold their place in the
-            cluster for ever, where Ray runs without its dashboard.
-            """
-            try:
-                super().cleanup()
-            finally:
-                _wait_until_idle()
-
-    return Trial
+    The run's workers would hold their place in the cluster for ever, where Ray runs without its
+    dashboard.
+    """
+    return patient_trainable(functools.partial(run_trial, spec=spec), _wait_until_idle)
 
 
 def _wait_until_idle() -> None:
-    # By a name of this module: the class travels to other processes with all that it names.
     _idle.wait(_LAST_STEP_S)
 
 
-def run_trial(keys: Mapping[str, Any], told: TrialSpec) -> None:
+def run_trial(keys: Mapping[str, Any], spec: TrialSpec) -> None:
     """Train one configuration and report each of its validations; called by Ray Tune.
 
     A trial that was interrupted goes on from its own last checkpoint. Why not Ray's
     TuneReportCallback: it passes no checkpoint on, which PBT needs, and kills the workers of a
     trial that is stopped wherever they are.
     """
-    # Read by Ray Tune in this process.
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_LAST_STEP_S)
+    wait_for_last_step(_LAST_STEP_S)
     _idle.clear()
     try:
-        _run(_begin(keys, told), told)
+        _run(_begin(keys, spec), spec)
     finally:
         _idle.set()
 
 
-def _run(config: RunConfig, told: TrialSpec) -> None:
+def _run(config: RunConfig, spec: TrialSpec) -> None:
     name, monitor = Monitor.start()
-    fitting = Fitting(build_trainer(config, maps=told.maps, monitor=name, test=False))
+    fitting = Fitting(build_trainer(config, maps=spec.maps, monitor=name, test=False))
     history = ProgressLine(Path(str(config.run.dir)) / "history.jsonl")
-    finished = False
     try:
         ended = False
         while not ended:
             ended = fitting.done.wait(timeout=0.5)
-            records = ray.get(monitor.drain.remote())
-            history.show(records)
-            for record in records:
-                if record["kind"] == "saved" and record["validation"]:
-                    finished |= record["finished"]
-                    _report(_metrics(record, told.metric), record["checkpoint"], config, told)
+            events = ray.get(monitor.drain.remote())
+            history.show(events)
+            _report_saved(events, config, spec)
     finally:
         # Left by Ray Tune's SystemExit if the trial is stopped: its actor is used again.
         monitor.request_stop.remote()
         fitting.done.wait()
-    said = fitting.result()
-    if "diverged" in said:
-        tune.report(diverged(said["diverged"], told.objectives))
-    elif not finished:
-        raise RuntimeError(cut_short(said))
+    match fitting.result():
+        case Finished():
+            pass
+        case Diverged(problem=problem):
+            tune.report(diverged(problem, spec.objectives))
+        case (Stopped() | StorageFailed()) as result:
+            raise RuntimeError(cut_short(result))
 
 
 def diverged(problem: str, objectives: Sequence[str]) -> dict[str, Any]:
-    """What a search is told of a trial that is worth nothing: Ray Tune asks for each objective."""
+    """The report of a trial that is worth nothing: Ray Tune asks for each objective."""
     return {"step": 0, **dict.fromkeys(objectives, math.inf), "problem": problem}
 
 
-def cut_short(said: Mapping[str, Any]) -> str:
-    """Why a run has ended before its last step, by what `train_worker` returned."""
-    if "failed" in said:
-        return str(said["failed"])
-    return f"the run ended early, at step {said['step']}"
+def cut_short(result: Stopped | StorageFailed) -> str:
+    """Why a run has ended before its last step."""
+    if isinstance(result, StorageFailed):
+        return result.problem
+    return f"the run ended early, at step {result.step}"
 
 
 def trial_config(base: RunConfig, keys: Mapping[str, Any], folder: Path) -> RunConfig:
@@ -134,16 +122,16 @@ def trial_config(base: RunConfig, keys: Mapping[str, Any], folder: Path) -> RunC
     return replace(config, run=replace(config.run, dir=str(folder)))
 
 
-def _begin(keys: Mapping[str, Any], told: TrialSpec) -> RunConfig:
+def _begin(keys: Mapping[str, Any], spec: TrialSpec) -> RunConfig:
     """The trial's configuration, with the checkpoint it shall go on from in its place."""
-    base, folder = RunConfig.from_dict(told.base), Path(told.folder)
+    base, folder = RunConfig.from_dict(spec.base), Path(spec.folder)
     trial = folder / tune.get_context().get_trial_id()
     handed = tune.get_checkpoint()
     if handed is None:
         config = trial_config(base, keys, trial)
         return _resumed(config) if (trial / CONFIG).exists() else config
-    # A folder of its own: workers of what was here before may still be saving.
-    number = sum(one.name.startswith(trial.name) for one in folder.iterdir())
+    # A folder of its own: workers of the trial before may still be saving.
+    number = sum(path.name.startswith(trial.name) for path in folder.iterdir())
     config = _resumed(trial_config(base, keys, trial.with_name(f"{trial.name}-{number}")))
     with handed.as_directory() as path:
         place = open_place(path)
@@ -155,25 +143,32 @@ def _resumed(config: RunConfig) -> RunConfig:
     return replace(config, run=replace(config.run, resume=True))
 
 
-def _metrics(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """What a search knows of a trial after a validation."""
+def _report_saved(events: Sequence[Event], config: RunConfig, spec: TrialSpec) -> None:
+    """Report each checkpoint that comes after a validation."""
+    for event in events:
+        if isinstance(event, Saved) and event.validation:
+            _report(_metrics(event, spec.metric), event.checkpoint, config, spec)
+
+
+def _metrics(event: Saved, metric: str) -> dict[str, Any]:
+    """The numbers of a trial after a validation."""
     return {
-        "step": record["step"],
-        "validation": record["validation"][metric],
-        **record["validation"],
-        "best_step": record["best_step"],
-        "finished": record["finished"],
-        "active_parameters": record["parameters"]["active"],
-        "trainable_parameters": record["parameters"]["trainable"],
-        "step_s": record["seconds"] / max(1, record["step"]),
-        "peak_bytes": record["peak_bytes"],
+        "step": event.step,
+        "validation": event.validation[metric],
+        **event.validation,
+        "best_step": event.best_step,
+        "finished": event.finished,
+        "active_parameters": event.parameters["active"],
+        "trainable_parameters": event.parameters["trainable"],
+        "step_s": event.seconds / max(1, event.step),
+        "peak_bytes": event.peak_bytes,
     }
 
 
 def _report(
-    metrics: Mapping[str, Any], checkpoint: str | None, config: RunConfig, told: TrialSpec
+    metrics: Mapping[str, Any], checkpoint: str | None, config: RunConfig, spec: TrialSpec
 ) -> None:
-    if not told.hands_over or not checkpoint:
+    if not spec.hands_over or not checkpoint:
         tune.report(dict(metrics))
         return
     with TemporaryDirectory(prefix="timellama-trial-") as scratch:

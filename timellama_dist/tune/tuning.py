@@ -1,8 +1,6 @@
-"""A search becomes a Ray Tune run: what the cluster holds, scheduler, trials, Ctrl-C."""
+"""Makes a Ray Tune run of a search: what the cluster holds, scheduler, trials, Ctrl-C."""
 
 import logging
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from timellama_dist.cluster import plan_resources
+from timellama_dist.compat.ray import quieten_tune, stop_search, this_node
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunSection
 from timellama_dist.console.exit_codes import on_interrupt
@@ -36,7 +35,10 @@ TUNE, TRIALS = "tune", "trials"
 
 
 def fit_cluster(space: Space) -> tuple[Space, int]:
-    """The space with the memory of a worker, and how many trials the cluster holds at once.
+    """Find the memory of a worker, and how many trials the cluster holds at once.
+
+    Returns:
+        The space with that memory, and the number of trials.
 
     Raises:
         ConfigError: it can't hold one, or fewer than asked for; or no trial fits the memory.
@@ -44,9 +46,9 @@ def fit_cluster(space: Space) -> tuple[Space, int]:
     total, fitting, use_gpu = ray.cluster_resources(), [], False
     runs = [space.base] + [
         config_from_flat({key: value}, space.base)
-        for key, one in space.search.distributions.items()
+        for key, distribution in space.search.distributions.items()
         if key.startswith("scaling.")
-        for value in one.extremes
+        for value in distribution.extremes
     ]
     for config in runs:
         if config.scaling.elastic:
@@ -72,7 +74,7 @@ def fit_cluster(space: Space) -> tuple[Space, int]:
         )
     concurrent = asked or concurrent
     workers = concurrent * space.base.scaling.most_workers
-    num_nodes = sum(one["Alive"] for one in ray.nodes())
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
     memory = find_memory(space.search, use_gpu=use_gpu, workers_per_node=-(-workers // num_nodes))
     if memory is None:
         print("note: give gpu or memory_gib to prune trials that don't fit the GPU", flush=True)
@@ -82,20 +84,20 @@ def fit_cluster(space: Space) -> tuple[Space, int]:
 
 
 def make_tuner(space: Space, plan: RunPlan, run_dir: Path, concurrent: int) -> tune.Tuner:
-    """Ray Tune's tuner, over data that all trials share; a resumed search's goes on.
+    """Make Ray Tune's tuner, over data that all trials share; a resumed search's goes on.
 
     Args:
-        space: what is searched.
+        space: keys and values to search.
         plan: of the base configuration.
         run_dir: the search's directory, which is there.
         concurrent: trials at the same time.
     """
-    _quieten_tune()
+    _quieten()
     spec = _trial_spec(space, plan, run_dir)
     # A trial itself only waits. It takes a share of what its node has once: so no more run at the
     # same time, paused ones not counted, and all of them here, where the run directory is.
     share = int(10_000 / concurrent) / 10_000
-    trainable = tune.with_resources(make_trainable(spec), {_here(): share})
+    trainable = tune.with_resources(make_trainable(spec), {this_node(): share})
     if plan.config.run.resume and tune.Tuner.can_restore(str(run_dir / TUNE)):
         return tune.Tuner.restore(str(run_dir / TUNE), trainable, resume_errored=True)
     search, values = space.search, space.base.to_dict()
@@ -136,37 +138,23 @@ def run_tuner(tuner: tune.Tuner) -> bool:
         nonlocal stopped
         stopped = True
         print("stopping: saving the search (Ctrl-C again leaves at once)", flush=True)
-        if not callable(signal.getsignal(signal.SIGUSR1)):
-            raise KeyboardInterrupt
-        # At which Ray Tune ends as it does at Ctrl-C, its own handler of which is switched off.
-        signal.raise_signal(signal.SIGUSR1)
+        # Ray Tune's own handler of Ctrl-C is switched off.
+        stop_search()
 
     with on_interrupt(stop):
         tuner.fit()
     return stopped
 
 
-def _quieten_tune() -> None:
-    """Settings that Ray Tune reads on the driver, and its talk, which is the watcher's to do."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # The other one prints a table even where it shall be silent.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # A killed search loses no more than the trials that ended in this time.
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
+def _quieten() -> None:
+    """Leave it to the watcher to say how the search goes on."""
+    quieten_tune()
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _here() -> str:
-    """The resource that only this node has, 1 of it."""
-    node = ray.get_runtime_context().get_node_id()
-    (address,) = {one["NodeManagerAddress"] for one in ray.nodes() if one["NodeID"] == node}
-    return f"node:{address}"
-
-
 def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
-    """What all trials share: data prepared here, and their linear maps, once for all of them."""
+    """Prepare what all trials share: the data, and its linear maps if all have the same."""
     sets = plan.prepared_data(run_dir)
     (run_dir / TRIALS).mkdir(exist_ok=True)
     run = plan.config.run
@@ -198,7 +186,7 @@ def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
 
 
 def _proposals(space: Space, pruned: Path) -> tuple[Searcher | SearchAlgorithm, Keys | None]:
-    """What proposes trials, and the domains that Ray Tune itself must know for it."""
+    """The proposer of trials, and the domains that Ray Tune itself must know for it."""
     proposals = Proposals(space, pruned)
     if space.search.scheduler not in ("pbt", "pb2"):
         return proposals, None
@@ -222,7 +210,7 @@ def _scheduler(space: Space) -> TrialScheduler:
         )
     judged |= {
         "perturbation_interval": search.perturb_steps,
-        "custom_explore_fn": _inside(space),
+        "custom_explore_fn": _clamp_to_bounds(space),
         # Its files would lie beside the trials' checkpoints; search.json says the same.
         "log_config": False,
     }
@@ -231,8 +219,8 @@ def _scheduler(space: Space) -> TrialScheduler:
         return PopulationBasedTraining(
             **judged,
             hyperparam_mutations={
-                key: list(one.values) if one.kind == "choice" else domains[key]
-                for key, one in search.mutated.items()
+                key: list(drawn.values) if drawn.kind == "choice" else domains[key]
+                for key, drawn in search.mutated.items()
             },
         )
     return _pb2(search, judged)
@@ -249,22 +237,22 @@ def _pb2(search: SearchConfig, judged: dict[str, Any]) -> TrialScheduler:
 
     return PB2(
         **judged,
-        hyperparam_bounds={key: list(one.values) for key, one in search.mutated.items()},
+        hyperparam_bounds={key: list(drawn.values) for key, drawn in search.mutated.items()},
     )
 
 
-def _inside(space: Space) -> Callable[[Keys], Keys]:
-    """Keeps what PBT has made of a value inside of what was said of it."""
+def _clamp_to_bounds(space: Space) -> Callable[[Keys], Keys]:
+    """A function that puts values that PBT has moved out of their bounds back into them."""
     ends = {
-        key: (min(one.extremes), max(one.extremes))
-        for key, one in space.search.mutated.items()
-        if one.kind != "choice"
+        key: (min(drawn.extremes), max(drawn.extremes))
+        for key, drawn in space.search.mutated.items()
+        if drawn.kind != "choice"
     }
 
-    def inside(keys: Keys) -> Keys:
+    def clamp(keys: Keys) -> Keys:
         return {
             key: min(max(value, ends[key][0]), ends[key][1]) if key in ends else value
             for key, value in keys.items()
         }
 
-    return inside
+    return clamp

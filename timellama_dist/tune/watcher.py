@@ -1,4 +1,4 @@
-"""What the driver shows and writes down of a search while Ray Tune runs it."""
+"""Shows a search on the driver and writes it down while Ray Tune runs it."""
 
 import json
 import math
@@ -9,8 +9,8 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.result import EXPR_ERROR_FILE
 
+from timellama_dist.compat.ray import trial_error
 from timellama_dist.report.search import best_trial
 
 RESULTS = "search.json"
@@ -34,9 +34,9 @@ class Watcher(Callback):
 
     Args:
         folder: the search's run directory.
-        most_trials: trials if all that is drawn can be run.
-        facts: what `search.json` says beside the trials: the search, its keys, objectives, metric
-            and base configuration.
+        most_trials: how many there are if all drawn ones can be run.
+        facts: the rest of `search.json` beside the trials: the search, its keys, objectives,
+            metric and base configuration.
     """
 
     def __init__(self, folder: Path, most_trials: int, facts: Mapping[str, Any]) -> None:
@@ -68,25 +68,25 @@ class Watcher(Callback):
         self.write(trials)
 
     def write(self, trials: Sequence[Trial], ended: Trial | None = None) -> list[dict[str, Any]]:
-        """Write `search.json`; what it says of the trials."""
+        """Write `search.json`; returns its records of the trials."""
         self._count(trials)
-        records = [self._record(one, ended=one is ended) for one in trials]
-        records.sort(key=lambda one: one["number"])
+        records = [self._record(trial, ended=trial is ended) for trial in trials]
+        records.sort(key=lambda record: record["number"])
         pruned = self._folder / PRUNED
         lines = pruned.read_text(encoding="utf-8").splitlines() if pruned.exists() else []
-        found = self._facts | {"trials": records, "pruned": [json.loads(line) for line in lines]}
+        content = self._facts | {"trials": records, "pruned": [json.loads(line) for line in lines]}
         draft = self._folder / f".{RESULTS}.new"
-        draft.write_text(json.dumps(found, indent=2, default=str), encoding="utf-8")
+        draft.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
         draft.replace(self._folder / RESULTS)
         return records
 
     def _count(self, trials: Sequence[Trial]) -> None:
-        """Number them in the order of their first being seen."""
+        """Number trials in the order in which they first appear."""
         written = self._folder / RESULTS
         if not self._numbers and written.exists():
             # Of a resumed search: Ray Tune puts what had ended in another order.
             before = json.loads(written.read_text(encoding="utf-8"))["trials"]
-            self._numbers = {one["id"]: one["number"] for one in before}
+            self._numbers = {record["id"]: record["number"] for record in before}
         for trial in trials:
             self._numbers.setdefault(trial.trial_id, len(self._numbers) + 1)
 
@@ -95,10 +95,11 @@ class Watcher(Callback):
         status = _status(trial, last, ended=ended)
         measured = {key: _finite(last.get(key)) for key in _MEASURED}
         problem = last.get("problem") or (_cause(trial) if status == "failed" else None)
+        base = self._facts["base"]
         return {
             "number": self._numbers[trial.trial_id],
             "id": trial.trial_id,
-            "is_base": all(self._facts["base"][key] == one for key, one in trial.config.items()),
+            "is_base": all(base[key] == value for key, value in trial.config.items()),
             "status": status,
             "problem": problem,
             "keys": dict(trial.config),
@@ -107,13 +108,13 @@ class Watcher(Callback):
         }
 
     def _show(self, records: Sequence[Mapping[str, Any]], trial: Trial) -> None:
-        (mine,) = [one for one in records if one["id"] == trial.trial_id]
+        (record,) = [record for record in records if record["id"] == trial.trial_id]
         metric, best = self._facts["metric"], best_trial(records)
-        line = f"trial {mine['number']} of {self._most_trials} {mine['status']}"
-        if mine["problem"]:
-            line += f": {mine['problem']}"
-        elif mine["validation"] is not None:
-            line += f" at step {mine['step']}: validation {metric} {mine['validation']:.4f}"
+        line = f"trial {record['number']} of {self._most_trials} {record['status']}"
+        if record["problem"]:
+            line += f": {record['problem']}"
+        elif record["validation"] is not None:
+            line += f" at step {record['step']}: validation {metric} {record['validation']:.4f}"
         if best is not None:
             line += f"; best {best['validation']:.4f} (trial {best['number']})"
         _say(line)
@@ -131,15 +132,12 @@ def _status(trial: Trial, last: Mapping[str, Any], *, ended: bool) -> str:
 
 def _cause(trial: Trial) -> str:
     """The last line of a failed trial's error."""
-    # The storage has it only some time later.
-    written = Path(trial.local_path or "", EXPR_ERROR_FILE)
-    text = written.read_text(encoding="utf-8") if written.is_file() else trial.get_error()
-    lines = str(text or "").strip().splitlines()
+    lines = trial_error(trial).strip().splitlines()
     return lines[-1].strip() if lines else "unknown"
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+    """The value, or None for what JSON doesn't have: infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

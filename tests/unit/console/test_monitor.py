@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from timellama_dist.console.events import Evaluating, Started, TrainStep, Validation
 from timellama_dist.console.monitor import Monitor, ProgressLine
 
 
@@ -24,22 +25,25 @@ def test_who_asks_whether_to_stop_is_told_when_the_driver_asks_for_it() -> None:
     assert asyncio.run(ask()) == (False, True)
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    return {
-        "kind": "train",
+def train_step(**changes: Any) -> TrainStep:
+    fields: dict[str, Any] = {
         "step": 5,
         "loss": 0.5,
+        "balance_loss": 1.0,
+        "learning_rate": 0.001,
+        "gradient_norm": 2.0,
         "skipped_steps": 0,
         "windows_per_s": 80.0,
         "seconds": 1.0,
-    } | changes
+    }
+    return TrainStep(**fields | changes)
 
 
 def test_a_long_evaluation_says_how_far_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ProgressLine(tmp_path / "history.jsonl")
-    line.show([{"kind": "evaluating", "split": "test", "done": 40, "total": 37}])
+    line.show([Evaluating(split="test", done=40, total=37)])
     assert capsys.readouterr().err == "test: 37 of 37 windows\n"
     assert not (tmp_path / "history.jsonl").read_text()
 
@@ -56,13 +60,23 @@ def test_skipped_steps_are_shown(
     changes: dict[str, Any], shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ProgressLine(tmp_path / "history.jsonl", quiet_s=0)
-    line.show([record(**changes)])
+    line.show([train_step(**changes)])
     assert shown in capsys.readouterr().err
-    assert json.loads((tmp_path / "history.jsonl").read_text()) == record(**changes)
+    assert json.loads((tmp_path / "history.jsonl").read_text()) == {
+        "kind": "train",
+        "step": 5,
+        "loss": changes.get("loss", 0.5),
+        "balance_loss": 1.0,
+        "learning_rate": 0.001,
+        "gradient_norm": 2.0,
+        "skipped_steps": changes.get("skipped_steps", 0),
+        "windows_per_s": 80.0,
+        "seconds": 1.0,
+    }
 
 
-def validation(step: int) -> dict[str, Any]:
-    return {"kind": "validation", "step": step, "mse": 0.5, "mae": 0.25}
+def validation(step: int) -> Validation:
+    return Validation(step=step, metrics={"mse": 0.5, "mae": 0.25})
 
 
 def test_a_full_disk_costs_no_line_of_the_history(
@@ -77,7 +91,8 @@ def test_a_full_disk_costs_no_line_of_the_history(
     line.show(many)
     line.show([validation(400)])
     assert capsys.readouterr().err.count(f"{history} cannot be written: No space left") == 1
-    assert [json.loads(text) for text in history.read_text().splitlines()] == [validation(1)]
+    lines = [json.loads(text) for text in history.read_text().splitlines()]
+    assert lines == [{"kind": "validation", "step": 1, "mse": 0.5, "mae": 0.25}]
     filling.unlink()
     line.show([validation(401)])
     found = [json.loads(text)["step"] for text in history.read_text().splitlines()]
@@ -89,10 +104,9 @@ def test_workers_that_are_started_anew_get_a_bar_of_their_own(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     line = ProgressLine(tmp_path / "history.jsonl")
-    start = {"kind": "start", "step": 0, "total_steps": 10}
-    line.show([start, record()])
+    line.show([Started(step=0, total_steps=10), train_step()])
     first = line._bar
-    line.show([start | {"step": 4}])
+    line.show([Started(step=4, total_steps=10)])
     assert first is not None
     assert first.disable, "not closed"
     assert line._bar is not None

@@ -21,7 +21,7 @@ from timellama_dist.config.schema import (
 from timellama_dist.model.build import build_model
 from timellama_dist.model.normalization import InstanceNorm
 from timellama_dist.model.timellama import TimeLlama
-from timellama_dist.train.worker.loop import LOSSES, observed_loss
+from timellama_dist.train.worker.steps import LOSSES, observed_loss
 
 CONTEXT, HORIZON, CHANNELS = 24, 8, 3
 

@@ -7,19 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 from timellama_dist.config.schema import RunConfig, RunSection, TrackingSection
+from timellama_dist.console.events import Event, Phase, TrainStep, Validation
 from timellama_dist.errors import ConfigError
 from timellama_dist.train import tracking
 from timellama_dist.train.tracking import Tracking, check_tracking, numbers_of
 
 GRAFANA = Path(__file__).parents[3] / "clusters" / "grafana.json"
-RECORDS: list[dict[str, Any]] = [
-    {"kind": "phase", "text": "loading the backbone"},
-    {"kind": "train", "step": 10, "loss": 0.5, "gradient_norm": None, "windows_per_s": 80.0},
-    {"kind": "validation", "step": 10, "mse": 0.25, "by_dataset": {"epf": {"mse": 0.25}}},
-    {"kind": "train", "step": 20, "loss": 0.25, "gradient_norm": 1.5, "windows_per_s": 90.0},
+
+
+def train_step(step: int, **changes: Any) -> TrainStep:
+    fields: dict[str, Any] = {
+        "loss": None,
+        "balance_loss": None,
+        "learning_rate": 0.5,
+        "gradient_norm": None,
+        "skipped_steps": 0,
+        "windows_per_s": 80.0,
+        "seconds": 1.0,
+    }
+    return TrainStep(step=step, **fields | changes)
+
+
+EVENTS: list[Event] = [
+    Phase(text="loading the backbone"),
+    train_step(10, loss=0.5),
+    Validation(step=10, metrics={"mse": 0.25, "by_dataset": {"epf": {"mse": 0.25}}}),
+    train_step(20, loss=0.25, gradient_norm=1.5, windows_per_s=90.0),
 ]
 EXPECTED = {
     ("train/loss", 10, 0.5),
@@ -29,6 +45,11 @@ EXPECTED = {
     ("train/loss", 20, 0.25),
     ("train/gradient_norm", 20, 1.5),
     ("train/windows_per_s", 20, 90.0),
+    *(
+        (f"train/{key}", step, value)
+        for step in (10, 20)
+        for key, value in (("learning_rate", 0.5), ("skipped_steps", 0.0), ("seconds", 1.0))
+    ),
 }
 
 
@@ -38,10 +59,10 @@ def config(run_dir: Path, **keys: Any) -> RunConfig:
 
 
 def track(configured: RunConfig, said: list[str]) -> None:
-    one = Tracking(configured, said.append)
-    one.write(RECORDS[:2])
-    one.write(RECORDS[2:])
-    one.close(finished=True)
+    tracking = Tracking(configured, said.append)
+    tracking.write(EVENTS[:2])
+    tracking.write(EVENTS[2:])
+    tracking.close(finished=True)
 
 
 def test_numbers_of_nested_values_and_lists_are_found_and_words_are_left_out() -> None:
@@ -67,7 +88,7 @@ def events(file: Path) -> list[Any]:
     data, found = file.read_bytes(), []
     while data:
         length = int.from_bytes(data[:8], "little")
-        found.append(Event.FromString(data[12 : 12 + length]))
+        found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
     return found
 

@@ -137,7 +137,9 @@ def test_a_space_of_which_nothing_fits_is_refused(base: RunConfig) -> None:
     searched = space(base, memory_gib=0.01)
     memory = find_memory(searched.search, use_gpu=False, workers_per_node=2)
     tight = Space(search=searched.search, base=base, num_channels=3, hardware=memory)
-    with pytest.raises(ConfigError, match=r"^space: none of 50 draws fits the memory: a trial needs"):
+    with pytest.raises(
+        ConfigError, match=r"^space: none of 50 draws fits the memory: a trial needs"
+    ):
         tight.check_memory()
 
 

@@ -10,6 +10,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import FIFOScheduler
 
 from timellama_dist.config.schema import BackboneSection, ModelSection, RunConfig
+from timellama_dist.train.worker.results import Stopped, StorageFailed
 from timellama_dist.tune.proposals import Proposals
 from timellama_dist.tune.settings import Objective, SearchConfig
 from timellama_dist.tune.space import Space
@@ -49,6 +50,6 @@ def test_ray_tune_and_optuna_take_a_trial_that_diverged(
 
 
 def test_a_trial_whose_storage_failed_says_so() -> None:
-    # All that `train_worker` returns of it.
-    assert cut_short({"failed": "the checkpoint of step 5 could not be saved"}).startswith("the ch")
-    assert cut_short({"step": 5}) == "the run ended early, at step 5"
+    problem = "the checkpoint of step 5 could not be saved"
+    assert cut_short(StorageFailed(problem=problem)) == problem
+    assert cut_short(Stopped(step=5)) == "the run ended early, at step 5"

@@ -2,7 +2,7 @@
 
 `state.json` is written last and holds size and sha256 of every other file and its own sha256: a
 folder is a valid checkpoint if all of that holds. So a crash at any byte leaves a folder that is
-none, and those before it as they were. What the files hold is `train.checkpoint.state`'s.
+none, and those before it as they were. What the files hold is `checkpoint.contents`'s.
 """
 
 import hashlib
@@ -32,10 +32,11 @@ _SCRATCH = "timellama-checkpoint-"
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What `state.json` says."""
+    """The content of `state.json`."""
 
     step: int
-    progress: dict[str, Any]
+    position: dict[str, Any]
+    """`Position` as plain values; in the file its key is `progress`."""
     files: dict[str, dict[str, Any]]
     """By path inside the folder: `bytes` and `sha256`."""
 
@@ -45,18 +46,18 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint_{datetime.now(UTC):%Y%m%d-%H%M%S-%f}_step-{step}"
 
 
-def seal(folder: Path, progress: Mapping[str, Any]) -> None:
+def seal(folder: Path, position: Mapping[str, Any]) -> None:
     """Write `state.json` over all the files in a folder, which makes it a checkpoint.
 
     Args:
         folder: holds the other files, in subfolders too.
-        progress: plain values; `step` among them.
+        position: plain values; `step` among them.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     content = {
         "schema_version": SCHEMA_VERSION,
-        "step": progress["step"],
-        "progress": dict(progress),
+        "step": position["step"],
+        "progress": dict(position),
         "files": {
             path.relative_to(folder).as_posix(): {
                 "bytes": path.stat().st_size,
@@ -70,7 +71,7 @@ def seal(folder: Path, progress: Mapping[str, Any]) -> None:
 
 
 def read_state(place: Place) -> State:
-    """What the `state.json` of a checkpoint says; only that file is read.
+    """Read the `state.json` of a checkpoint and none of its other files.
 
     Raises:
         CheckpointError: it is missing or damaged, or of an unknown schema version.
@@ -87,11 +88,11 @@ def read_state(place: Place) -> State:
         raise CheckpointError(f"{STATE}: schema_version must be {SCHEMA_VERSION}, got {version!r}")
     if content.pop("sha256", None) != _own_sha256(content):
         raise CheckpointError(f"{STATE}: sha256 differs")
-    return State(step=content["step"], progress=content["progress"], files=content["files"])
+    return State(step=content["step"], position=content["progress"], files=content["files"])
 
 
 def verify_checkpoint(place: Place) -> str | None:
-    """What is wrong with a checkpoint, None if nothing; reads every file.
+    """Read every file of a checkpoint; returns what is wrong with it, None if nothing.
 
     Raises:
         DataError: the storage doesn't answer, which says nothing of the checkpoint.
@@ -105,8 +106,8 @@ def verify_checkpoint(place: Place) -> str | None:
             return f"{name} is missing"
         if size != files[name]["bytes"]:
             return f"{name} has {size} bytes, not {files[name]['bytes']}"
-    for name, told in files.items():
-        if _sha256(place / name) != told["sha256"]:
+    for name, entry in files.items():
+        if _sha256(place / name) != entry["sha256"]:
             return f"{name}: sha256 differs"
     return None
 
@@ -133,7 +134,7 @@ def newest_valid(checkpoints: Place) -> tuple[Place | None, list[tuple[Place, st
 
 
 def newest_state(checkpoints: Place) -> State | None:
-    """What the checkpoint of the highest step says; its other files are not looked at.
+    """Read the `state.json` of the checkpoint of the highest step.
 
     Raises:
         DataError: the storage doesn't answer.
@@ -155,13 +156,13 @@ def refuse_damaged(checkpoints: Place) -> None:
 
 
 def none_valid(checkpoints: Place, damaged: Sequence[tuple[Place, str]]) -> str:
-    """What to say where `newest_valid` found only damaged checkpoints."""
-    each = "; ".join(f"{place.name}: {problem}" for place, problem in damaged)
-    return f"{checkpoints} holds no valid checkpoint: {each}"
+    """The message for a folder in which `newest_valid` met only damaged checkpoints."""
+    problems = "; ".join(f"{place.name}: {problem}" for place, problem in damaged)
+    return f"{checkpoints} holds no valid checkpoint: {problems}"
 
 
 def set_aside(place: Place) -> str:
-    """Put a damaged checkpoint out of the way; says what became of it.
+    """Put a damaged checkpoint out of the way; returns what became of it.
 
     One without `state.json` never was a checkpoint: it is removed. Object storage cannot rename a
     folder: there it is left as it is.
@@ -242,7 +243,8 @@ def remove_old(checkpoints: Place, *, keep: int, ignored: Collection[str] = ()) 
         DataError: the storage refuses.
     """
     _, ordered = _by_step(checkpoints)
-    for _, place in [one for one in ordered if one[1].name not in ignored][:-keep]:
+    counted = [place for _, place in ordered if place.name not in ignored]
+    for place in counted[:-keep]:
         _remove(place)
 
 
@@ -252,16 +254,18 @@ def _by_step(checkpoints: Place) -> tuple[list[tuple[Place, str]], list[tuple[in
         return [], []
     unreadable: list[tuple[Place, str]] = []
     readable: list[tuple[int, Place]] = []
-    for place in filter(lambda one: _CHECKPOINT.match(one.name), checkpoints.children()):
+    for place in checkpoints.children():
+        if not _CHECKPOINT.match(place.name):
+            continue
         try:
             readable.append((read_state(place).step, place))
         except CheckpointError as error:
             unreadable.append((place, str(error)))
-    return unreadable, sorted(readable, key=lambda one: (one[0], one[1].name))
+    return unreadable, sorted(readable, key=lambda entry: (entry[0], entry[1].name))
 
 
 def _remove(place: Place) -> None:
-    # First what makes it a checkpoint: half removed, it shall not pass for a damaged one.
+    # First the file that makes it a checkpoint: half removed, it shall not pass for a damaged one.
     (place / STATE).delete()
     place.delete()
 

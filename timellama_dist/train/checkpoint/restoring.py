@@ -1,4 +1,4 @@
-"""Which checkpoint an attempt starts from, alike on every rank; knows nothing of Ray."""
+"""Finds the checkpoint that an attempt starts from, alike on every rank; knows nothing of Ray."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from timellama_dist.errors import CheckpointError, DataError
+from timellama_dist.ranks import from_first_rank, gathered
 from timellama_dist.storage import Place, copy_tree, open_place
 from timellama_dist.train.checkpoint.files import (
     STATE,
@@ -19,25 +20,24 @@ from timellama_dist.train.checkpoint.files import (
     set_aside,
     verify_checkpoint,
 )
-from timellama_dist.train.worker.engine import from_first_rank, gathered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the first rank found in the folder of checkpoints."""
+class Start:
+    """The checkpoint that an attempt starts from, as the first rank sees the folder."""
 
     name: str | None = None
-    """Of the checkpoint to start from; None to begin at step 0."""
+    """Name of the checkpoint; None to begin at step 0."""
     step: int | None = None
     damaged: tuple[str, ...] = ()
-    """Names of those that could not be set aside."""
+    """Names of damaged checkpoints that could not be set aside."""
     problem: str | None = None
     """Why there is nothing to start from."""
 
 
 def find_checkpoint(
     checkpoints: Place, say: Callable[[str], None], device: torch.device | str = "cpu"
-) -> Found:
+) -> Start:
     """Look for the newest valid checkpoint; every rank must call, the first one looks.
 
     Damaged ones are named and set aside. Ray Train's own choice isn't asked: it knows of no
@@ -47,23 +47,23 @@ def find_checkpoint(
         CheckpointError: there are checkpoints, but none is valid.
         DataError: the storage doesn't answer.
     """
-    found = Found()
+    start = Start()
     if torch.distributed.get_rank() == 0:
         try:
-            found = _look(checkpoints, say)
+            start = _look(checkpoints, say)
         except (CheckpointError, DataError) as error:
-            found = Found(problem=str(error))
-    found = from_first_rank(found, device)
-    if found.problem is not None:
-        raise CheckpointError(found.problem)
-    return found
+            start = Start(problem=str(error))
+    start = from_first_rank(start, device)
+    if start.problem is not None:
+        raise CheckpointError(start.problem)
+    return start
 
 
 @contextmanager
 def local_checkpoint(
-    checkpoints: Place, found: Found, device: torch.device | str = "cpu"
+    checkpoints: Place, start: Start, device: torch.device | str = "cpu"
 ) -> Iterator[Path | None]:
-    """The checkpoint found as a folder of this machine; every rank must call.
+    """The checkpoint to start from as a folder of this machine; every rank must call.
 
     A folder that this rank sees is taken as it is, and one in object storage is copied. Where a
     rank doesn't see the first one's folder, it is sent the files.
@@ -72,10 +72,10 @@ def local_checkpoint(
         CheckpointError: the copy is damaged.
         DataError: the storage doesn't answer.
     """
-    if found.name is None:
+    if start.name is None:
         yield None
         return
-    place = checkpoints / found.name
+    place = checkpoints / start.name
     seen = place.is_local and (place / STATE).is_file()
     with scratch_folder() as scratch:
         folder = Path(place.path) if seen else scratch
@@ -88,25 +88,25 @@ def local_checkpoint(
         yield folder
 
 
-def _look(checkpoints: Place, say: Callable[[str], None]) -> Found:
+def _look(checkpoints: Place, say: Callable[[str], None]) -> Start:
     if checkpoints.is_local and not checkpoints.is_dir():
         raise CheckpointError(
             f"{checkpoints} is not seen on {socket.gethostname()}: run.storage_path must be a "
             "folder that every node sees, or a URI"
         )
-    place, damaged = newest_valid(checkpoints)
-    half = [one for one, _ in damaged if not (one / STATE).exists()]
-    if place is None and len(half) < len(damaged):
+    newest, damaged = newest_valid(checkpoints)
+    half_written = [place for place, _ in damaged if not (place / STATE).exists()]
+    if newest is None and len(half_written) < len(damaged):
         raise CheckpointError(none_valid(checkpoints, damaged))
-    step = read_state(place).step if place is not None else None
+    step = read_state(newest).step if newest is not None else None
     on = "going on from " + (f"step {step}" if step is not None else "step 0: none was finished")
-    kept = []
-    for one, problem in damaged:
-        done = set_aside(one)
-        say(f"{one.name} is damaged ({problem}): {done}, {on}")
-        if (one / STATE).exists():
-            kept.append(one.name)
-    return Found(name=None if place is None else place.name, step=step, damaged=tuple(kept))
+    left = []
+    for place, problem in damaged:
+        outcome = set_aside(place)
+        say(f"{place.name} is damaged ({problem}): {outcome}, {on}")
+        if (place / STATE).exists():
+            left.append(place.name)
+    return Start(name=None if newest is None else newest.name, step=step, damaged=tuple(left))
 
 
 def _send(folder: Path, *, receive: bool, device: torch.device | str) -> None:

@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, and what happens where the storage refuses; knows nothing of Ray.
+"""Saves checkpoints, also to a storage that refuses now and then; knows nothing of Ray.
 
 Ray Train isn't given the checkpoints. Its report copies one with state and data in any order and
 raises in the worker when that fails, which costs a restart; its controller then writes a list of
@@ -15,21 +15,17 @@ import torch
 from safetensors import SafetensorError
 
 from timellama_dist.errors import DataError
+from timellama_dist.ranks import from_first_rank
 from timellama_dist.storage import Place
+from timellama_dist.train.checkpoint.contents import write_checkpoint
 from timellama_dist.train.checkpoint.files import (
     checkpoint_name,
     publish,
     remove_old,
     scratch_folder,
 )
-from timellama_dist.train.checkpoint.state import (
-    Progress,
-    TrainedState,
-    Weights,
-    trained_state,
-    write_checkpoint,
-)
-from timellama_dist.train.worker.engine import from_first_rank
+from timellama_dist.train.checkpoint.position import Position
+from timellama_dist.train.checkpoint.state import TrainedState, Weights, trained_state
 
 _PAUSE_S = 5.0
 
@@ -69,12 +65,12 @@ class Saver:
         self.failed = 0
         """Saves in a row that have failed."""
         self.name = ""
-        """Of the last checkpoint saved; known to the first rank."""
+        """Name of the last checkpoint saved; the first rank alone has it."""
         self._saves, self._seconds, self._bytes = 0, 0.0, 0
 
     @property
     def costs(self) -> dict[str, float | None]:
-        """What `metrics.json` says of the checkpoints since this start; known to the first rank.
+        """Costs of the checkpoints since this start, for `metrics.json`; the first rank has them.
 
         `saved` counts them, `seconds` is their mean time, all of it taken from training, and
         `bytes` the size of the last one. The one with the exported model isn't among them yet.
@@ -85,14 +81,20 @@ class Saver:
     def save(
         self,
         engine: Any,
-        progress: Progress,
+        position: Position,
         best: Weights | None,
         complete: Callable[[Path], None] | None = None,
     ) -> bool:
         """Save a checkpoint; every rank must call, between two steps.
 
+        Args:
+            engine: the DeepSpeed engine.
+            position: where the run stands.
+            best: weights of the best validation so far.
+            complete: writes further files that belong to the checkpoint.
+
         Returns:
-            Whether it was saved, alike on every rank; if not, the user was told.
+            Whether it was saved, alike on every rank; if not, a line says why.
 
         Raises:
             SavingFailedError: on every rank, when this was one failure too many.
@@ -101,27 +103,27 @@ class Saver:
         state = trained_state(engine)
         problem = None
         if torch.distributed.get_rank() == 0:
-            problem = self._write(state, progress, best, complete)
+            problem = self._write(state, position, best, complete)
         problem = from_first_rank(problem, engine.device)
         if problem is None:
-            self.failed, self._saved_step = 0, progress.step
+            self.failed, self._saved_step = 0, position.step
             self._saves += 1
             self._seconds += time.perf_counter() - started
             return True
         self.failed += 1
-        at = f"the checkpoint of step {progress.step} could not be saved: {problem}"
+        refusal = f"the checkpoint of step {position.step} could not be saved: {problem}"
         if self.failed >= self._max_failed:
             raise SavingFailedError(
-                f"{at}; that makes run.max_failed_saves={self._max_failed} in a row; "
-                + self._what_there_is()
+                f"{refusal}; that makes run.max_failed_saves={self._max_failed} in a row; "
+                + self._newest()
             )
-        self._say(f"{at}; going on, {self._what_there_is()}")
+        self._say(f"{refusal}; going on, {self._newest()}")
         return False
 
     def save_at_last(
         self,
         engine: Any,
-        progress: Progress,
+        position: Position,
         best: Weights | None,
         complete: Callable[[Path], None] | None = None,
     ) -> None:
@@ -130,21 +132,21 @@ class Saver:
         Raises:
             SavingFailedError: as `save`.
         """
-        while not self.save(engine, progress, best, complete):
+        while not self.save(engine, position, best, complete):
             time.sleep(_PAUSE_S)
 
     def _write(
         self,
         state: TrainedState,
-        progress: Progress,
+        position: Position,
         best: Weights | None,
         complete: Callable[[Path], None] | None,
     ) -> str | None:
-        """Write a checkpoint and remove the old ones; what went wrong, if anything."""
-        name = checkpoint_name(progress.step)
+        """Write a checkpoint and remove the old ones; returns what went wrong, if anything."""
+        name = checkpoint_name(position.step)
         try:
             with scratch_folder() as scratch:
-                write_checkpoint(scratch, state, progress, best, complete)
+                write_checkpoint(scratch, state, position, best, complete)
                 self._bytes = sum(
                     path.stat().st_size for path in scratch.rglob("*") if path.is_file()
                 )
@@ -158,7 +160,7 @@ class Saver:
             self._say(f"old checkpoints could not be removed: {error}")
         return None
 
-    def _what_there_is(self) -> str:
+    def _newest(self) -> str:
         if self._saved_step is None:
             return "no checkpoint was saved yet"
         return f"the newest checkpoint is of step {self._saved_step}"

@@ -1,1 +1,1 @@
-"""What runs in each Ray Train worker."""
+"""The worker of a run: one `Trainer`, its data, its checkpoints."""

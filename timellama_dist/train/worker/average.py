@@ -11,7 +11,7 @@ from timellama_dist.train.checkpoint.state import Weights, in_engine, trained_we
 
 _FILE = "average.safetensors"
 _NEWEST = 0.1
-"""The newest weights' part of the mean, each time they are looked at."""
+"""The newest weights' share of the mean, each time they are looked at."""
 
 
 class Average:

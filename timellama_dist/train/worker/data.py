@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.console.events import Evaluating, Event
 from timellama_dist.data.windows.index import SPLIT_NAMES, SplitName
 from timellama_dist.data.windows.mixture import MixtureSchedule, PreparedSet, interleaved
 from timellama_dist.data.windows.orders import EvaluationOrder, TrainOrder, spread_ids
@@ -37,7 +38,7 @@ class RunData:
         config: the run.
         rank: this worker's number.
         world_size: how many workers there are.
-        tell: takes a record (a plain dict) of how far a long evaluation is.
+        tell: takes an event that says how far a long evaluation is.
 
     Raises:
         ConfigError: see `WindowReader`.
@@ -51,7 +52,7 @@ class RunData:
         *,
         rank: int,
         world_size: int,
-        tell: Callable[[dict[str, Any]], None] = lambda record: None,
+        tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.sets = sets
         self.tell = tell
@@ -246,7 +247,7 @@ class RunData:
             done += int(np.count_nonzero(batch["weight"])) * self.world_size
             if (now := time.monotonic()) - told >= _QUIET_S:
                 told = now
-                self.tell({"kind": "evaluating", "split": split, "done": done, "total": total})
+                self.tell(Evaluating(split=split, done=done, total=total))
 
     def _evaluate(
         self, engine: Any, split: SplitName, number: int, shares: Sequence[float]

@@ -1,4 +1,4 @@
-"""A model becomes a DeepSpeed engine; what is said about its memory is measured here."""
+"""Makes a DeepSpeed engine of a model, and measures a process's memory."""
 
 import contextlib
 import ctypes
@@ -8,18 +8,17 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-T = TypeVar("T")
-RECORDS = "timellama_dist.records"
-"""Name of the logger that gets a line of JSON for each logged step and validation."""
+from timellama_dist.compat import deepspeed as compat
+from timellama_dist.train.worker.reporter import RECORDS
 
 
 def prepare_process(*, use_gpu: bool) -> None:
-    """Settle what DeepSpeed reads at import, and quiet what third parties print.
+    """Set what DeepSpeed reads at import, and quiet other packages' warnings.
 
     Must run before the first import of deepspeed in this process.
     """
@@ -50,6 +49,7 @@ def initialize_engine(model: nn.Module, ds_config: Mapping[str, Any]) -> Any:
     Returns:
         The DeepSpeedEngine.
     """
+    # Not above: it is imported once the process has set DS_ACCELERATOR.
     import deepspeed
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -60,14 +60,12 @@ def initialize_engine(model: nn.Module, ds_config: Mapping[str, Any]) -> Any:
             for parameter in trained:
                 parameter.data = parameter.data.bfloat16()
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=dict(ds_config))
-    for state in torch_optimizer(engine).state.values():
-        # In bf16 without ZeRO, DeepSpeed has made a step to get its moments, and counted it.
-        state["step"].zero_()
+    compat.forget_made_step(engine)
     return engine
 
 
 def block_sharder(ds_config: Mapping[str, Any]) -> Callable[[int, nn.Module], None] | None:
-    """What `load_backbone` calls with each block, so that this rank keeps but its share of it.
+    """A function for `load_backbone` that leaves this rank but its share of each block.
 
     DeepSpeed itself would shard only the whole model, which each rank had to hold before: neither
     it nor transformers shards 4-bit weights as they are loaded.
@@ -81,19 +79,16 @@ def block_sharder(ds_config: Mapping[str, Any]) -> Callable[[int, nn.Module], No
     """
     if not _shards_parameters(ds_config):
         return None
-    import deepspeed
-
     # Before the first reading of the configuration, which is checked against the world size.
-    deepspeed.init_distributed(deepspeed.get_accelerator().communication_backend_name())
-    sharded: list[Any] = []
+    compat.init_process_group()
+    sharded: list[nn.Parameter] = []
 
     def shard(index: int, block: nn.Module) -> None:
         if sharded:
             # As DeepSpeed goes on from parameters that it has sharded: with the same settings.
-            sharded[0].convert_to_zero_parameters(list(block.parameters()))
+            compat.shard_more(sharded[0], block.parameters())
         else:
-            deepspeed.zero.Init(module=block, config_dict_or_path=dict(ds_config))
-            sharded.append(next(block.parameters()))
+            sharded.append(compat.shard_first(block, ds_config))
         _give_back_freed_memory()
 
     return shard
@@ -119,24 +114,13 @@ def _gather_in_units(model: nn.Module) -> None:
     called with positional inputs, or its parameters are released before its backward pass; hence
     not the attention as a whole, which transformers calls by keywords.
     """
-    from deepspeed.utils import set_z3_leaf_modules
+    # Not above: they take seconds, and a stage below 3 needs none of them.
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     from timellama_dist.dlora.layer import DLoraLinear
     from timellama_dist.model.alignment import PromptAlignment
 
-    units = [LlamaMLP, DLoraLinear, PromptAlignment]
-    set_z3_leaf_modules(model, units, raise_if_not_found=False)
-
-
-def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer inside DeepSpeed's, whose state is by what each rank steps on."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
-
-
-def trained_parameters(engine: Any) -> dict[str, nn.Parameter]:
-    """The engine's trainable parameters by name, in the model's order."""
-    return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
+    compat.gather_at_once(model, [LlamaMLP, DLoraLinear, PromptAlignment])
 
 
 def peak_rss_bytes() -> int:
@@ -150,24 +134,3 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_rss_bytes()
-
-
-def gathered(value: Any) -> list[Any]:
-    """One value per rank, in the order of ranks; every rank must call."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def from_first_rank(value: T, device: torch.device | str) -> T:
-    """The first rank's value; every rank must call.
-
-    Args:
-        value: what this rank would say; only the first one's counts.
-        device: this rank's, on which NCCL sends.
-    """
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0, device=torch.device(device))
-    return values[0]

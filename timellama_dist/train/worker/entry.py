@@ -1,11 +1,13 @@
 """The function that Ray Train runs in every worker, as the driver names it.
 
-Whoever names it imports this module, a driver or Ray Train's controller, and neither needs torch or
-DeepSpeed for that: `train.worker.rank`, which does the work, is imported by the workers alone.
+A driver and Ray Train's controller import this module, and need neither torch nor DeepSpeed for
+that: `worker.rank`, which does the work, is imported by the workers alone.
 """
 
 from dataclasses import dataclass
 from typing import Any
+
+from timellama_dist.train.worker.results import Result
 
 EXPORTED = "model"
 """Folder of the exported model inside the last checkpoint."""
@@ -13,7 +15,7 @@ EXPORTED = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """What the driver tells every worker; plain values only."""
+    """The run as every worker gets it; plain values only."""
 
     config: dict[str, Any]
     """`RunConfig.to_dict()`."""
@@ -29,22 +31,17 @@ class WorkerSpec:
     monitor: str | None = None
     """Name of the driver's monitor actor, if the driver shows progress."""
     test: bool = True
-    """Is the test part scored, and the model exported, at the end? Not in a trial of a search."""
+    """Score the test part and export the model at the end; a trial of a search doesn't."""
 
 
 def examples_file(dataset: int) -> str:
-    """Where in the last checkpoint a few test windows of a data set are, with their forecasts."""
+    """The file of the last checkpoint with a few test windows of a data set and their forecasts."""
     return f"examples-{dataset}.safetensors" if dataset else "examples.safetensors"
 
 
-def train_worker(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train one run; called by Ray Train on every worker with a `WorkerSpec` as a dict.
-
-    Returns:
-        What `metrics.json` says of this run, with its `step`, and as `checkpoint` the name of the
-        last checkpoint, which holds the exported model. Only `step` if the user stopped the run, or
-        it isn't tested; `failed` says why the storage did, `diverged` why its numbers did.
-    """
+def train_worker(spec: dict[str, Any]) -> Result:
+    """Train one run; called by Ray Train on every worker with a `WorkerSpec` as a dict."""
+    # Not above: it loads torch and DeepSpeed.
     from timellama_dist.train.worker.rank import train_rank
 
     return train_rank(WorkerSpec(**spec))

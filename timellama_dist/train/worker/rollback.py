@@ -1,4 +1,4 @@
-"""Going back to the last validation's weights and moments when the loss leaps.
+"""Goes back to the last validation's weights and moments when the loss leaps.
 
 The batches that made it leap are not seen again: the position in the data goes on.
 """
@@ -6,14 +6,8 @@ The batches that made it leap are not seen again: the position in the data goes 
 import statistics
 from typing import Any
 
-from timellama_dist.train.checkpoint.state import (
-    Progress,
-    TrainedState,
-    set_masters,
-    set_optimizer_state,
-    set_weights,
-    trained_state,
-)
+from timellama_dist.train.checkpoint.position import Position
+from timellama_dist.train.checkpoint.state import TrainedState, set_trained_state, trained_state
 
 _REMEMBERED, _NEEDED = 20, 5
 """Logged losses: of how many the median is, and how many it takes."""
@@ -35,17 +29,17 @@ class Rollback:
         self._kept: TrainedState | None = None
         self._step = self._updates = 0
 
-    def keep(self, progress: Progress) -> None:
+    def keep(self, position: Position) -> None:
         """Keep the state between two steps, in place of the one kept before."""
         if self._factor is not None:
             self._kept = trained_state(self._engine)
-            self._step, self._updates = progress.step, progress.updates
+            self._step, self._updates = position.step, position.updates
 
-    def after_loss(self, progress: Progress, loss: float | None) -> int | None:
+    def after_loss(self, position: Position, loss: float | None) -> int | None:
         """Go back if a logged loss leaps.
 
         Args:
-            progress: changed in place; its `recent_losses` are those before.
+            position: changed in place; its `recent_losses` are those before.
             loss: the same on every rank; None if no step was made since the last one.
 
         Returns:
@@ -53,34 +47,21 @@ class Rollback:
         """
         if self._factor is None or self._kept is None or loss is None:
             return None
-        if not leaps(loss, progress, self._factor):
-            progress.recent_losses = [*progress.recent_losses, loss][-_REMEMBERED:]
+        if not leaps(loss, position, self._factor):
+            position.recent_losses = [*position.recent_losses, loss][-_REMEMBERED:]
             return None
         set_trained_state(self._engine, self._kept, self._updates)
-        progress.undone_steps += progress.updates - self._updates
-        progress.rollbacks += 1
-        progress.last_fault = progress.step - 1
+        position.undone_steps += position.updates - self._updates
+        position.rollbacks += 1
+        position.last_fault = position.step - 1
         return self._step
 
 
-def leaps(loss: float, progress: Progress, factor: float) -> bool:
-    """Is a loss beyond that many times the median of those before, and may the run go back?"""
-    before = progress.recent_losses
+def leaps(loss: float, position: Position, factor: float) -> bool:
+    """Whether a loss is beyond `factor` times the median before, and the run may go back."""
+    before = position.recent_losses
     return (
         len(before) >= _NEEDED
-        and progress.rollbacks < _MOST
+        and position.rollbacks < _MOST
         and loss > factor * statistics.median(before)
     )
-
-
-def set_trained_state(engine: Any, state: TrainedState, updates: int) -> None:
-    """Put a state into an engine that has made steps already; every rank must call.
-
-    Args:
-        engine: between two steps.
-        state: of the same model.
-        updates: how many steps the optimizer had counted by then.
-    """
-    set_weights(engine, state.weights)
-    set_masters(engine, state.weights)
-    set_optimizer_state(engine, state.moments, updates)

@@ -26,7 +26,7 @@ from timellama_dist.train.checkpoint.files import (
     set_aside,
     verify_checkpoint,
 )
-from timellama_dist.train.checkpoint.state import Progress, read_progress
+from timellama_dist.train.checkpoint.position import Position, read_position
 
 Make = Callable[[str, int], Path]
 
@@ -102,14 +102,14 @@ def test_every_single_bit_of_a_small_checkpoint_counts(tmp_path: Path) -> None:
 
 
 def test_a_position_survives_the_disk(tmp_path: Path) -> None:
-    progress = Progress(step=3, best_metrics={"mse": 0.1, "by_dataset": {"a": {}}}, best_step=2)
+    position = Position(step=3, best_metrics={"mse": 0.1, "by_dataset": {"a": {}}}, best_step=2)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path} holds no readable checkpoint: state"):
-        read_progress(tmp_path)
-    seal(tmp_path, vars(progress))
-    assert read_progress(tmp_path) == progress
+        read_position(tmp_path)
+    seal(tmp_path, vars(position))
+    assert read_position(tmp_path) == position
     seal(tmp_path, {"step": 3, "stp": 3})
     with pytest.raises(CheckpointError, match=r"holds no readable checkpoint: .*'stp'"):
-        read_progress(tmp_path)
+        read_position(tmp_path)
 
 
 def test_the_newest_is_the_one_of_the_highest_step_not_of_the_last_name(

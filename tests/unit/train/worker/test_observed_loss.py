@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from timellama_dist.train.worker.loop import LOSSES, observed_loss
+from timellama_dist.train.worker.steps import LOSSES, observed_loss
 
 BY_HAND: dict[str, Callable[[float], float]] = {
     "mse": lambda error: error**2,

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from timellama_dist.config.schema import RunConfig, TrainSection
-from timellama_dist.train.worker.loop import learning_rate, seed_dropout
-from timellama_dist.train.worker.rank import num_steps
+from timellama_dist.train.worker.steps import learning_rate, num_steps, seed_dropout
 
 
 def test_the_rate_rises_linearly_then_falls_by_a_cosine_to_zero() -> None:
@@ -37,7 +36,7 @@ def test_dropout_depends_on_seed_step_and_micro_batch_alone() -> None:
 @pytest.mark.slow
 def test_dropout_is_alike_in_another_process() -> None:
     program = (
-        "import torch; from timellama_dist.train.worker.loop import seed_dropout;"
+        "import torch; from timellama_dist.train.worker.steps import seed_dropout;"
         "seed_dropout(0, 5, 1); print(float(torch.rand(())))"
     )
     for hash_seed in ("1", "2"):
