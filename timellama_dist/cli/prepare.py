@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     from timellama_dist.cluster import connected
+    from timellama_dist.data.prepared.options import DEFAULT_SPLIT, PrepareOptions
     from timellama_dist.data.prepared.plan import plan_job
-    from timellama_dist.data.prepared.write import DEFAULT_SPLIT, PrepareOptions
 
     given = {key: getattr(arguments, key) for key in _HELP}
     table = TableOptions(

@@ -1,16 +1,15 @@
 """Exact evaluation over the windows of a split, whatever the number of ranks."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timellama_dist.data.windows.spans import Batch
 from timellama_dist.evaluation.metrics import ErrorSums
 from timellama_dist.evaluation.routing import RoutingSums
-
-Batch = Mapping[str, np.ndarray]
 
 
 def evaluate(
@@ -41,7 +40,7 @@ def evaluate(
     Returns:
         The sums over all ranks by share, and what the routers chose (`RoutingSums.summary`).
     """
-    found = {share: ErrorSums.zeros(horizon, num_channels) for share in shares}
+    by_share = {share: ErrorSums.zeros(horizon, num_channels) for share in shares}
     routing = RoutingSums(module)
     parts = [share for share in shares if share != 1]
     model: Any = getattr(module, "module", module)
@@ -53,14 +52,14 @@ def evaluate(
             mapped_BHC = model.mapped(past_BLC, dataset)
             for share in parts:
                 forecasts[share] = torch.lerp(mapped_BHC, forecasts[1.0], share)
-        for share, sums in found.items():
+        for share, sums in by_share.items():
             sums.add(forecasts[share].cpu().numpy(), batch["future"], batch["weight"])
         routing.add(batch["weight"])
 
     _forward_all(module, batches, dataset, add)
     whole = {
         share: ErrorSums.from_vector(_summed_over_ranks(sums.to_vector()), horizon, num_channels)
-        for share, sums in found.items()
+        for share, sums in by_share.items()
     }
     return whole, routing.summary(_summed_over_ranks(routing.to_vector()))
 

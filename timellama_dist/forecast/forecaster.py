@@ -18,11 +18,12 @@ import torch
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.prepared.scaling import Scaler
+from timellama_dist.data.tables.columns import ID_COLUMN
 from timellama_dist.data.tables.frames import Frame, like, to_pandas
 from timellama_dist.data.tables.frequency import same_step
 from timellama_dist.data.tables.long_form import future_times, long_form
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.parsing import ID_COLUMN, Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.series import Series, Table
 from timellama_dist.data.tables.table import table_from_frame
 from timellama_dist.errors import ConfigError, DataError, UserError, require_at_least

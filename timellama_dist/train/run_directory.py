@@ -1,4 +1,4 @@
-"""Where a run keeps its checkpoints and a copy of what matters: `run.storage_path`."""
+"""Knows where a run keeps its checkpoints and a copy of what matters: `run.storage_path`."""
 
 from contextlib import suppress
 from uuid import uuid4
@@ -15,12 +15,12 @@ _RESULTS = ("model", "report.html", "forecasts.png", "metrics.json")
 
 
 def checkpoints_place(config: RunConfig) -> Place:
-    """The folder of the run's checkpoints."""
+    """Return the folder of the run's checkpoints."""
     return run_place(config) / CHECKPOINTS
 
 
 def run_place(config: RunConfig) -> Place:
-    """The folder above the run's checkpoints: its own in the storage, or the run directory."""
+    """Return the folder above the checkpoints: the run's own in the storage, or its directory."""
     run_dir = open_place(str(config.run.dir))
     if config.run.storage_path is None:
         return run_dir
@@ -59,7 +59,7 @@ def _probe(storage: Place) -> None:
 
 
 def begun_config(config: RunConfig) -> Place:
-    """The configuration a run was begun with: its storage's, where the run directory is lost.
+    """Find the configuration a run was begun with: its storage's, if the run directory is lost.
 
     Raises:
         ConfigError: neither has one.

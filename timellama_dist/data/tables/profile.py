@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timellama_dist.data.tables.findings import Findings
-from timellama_dist.data.tables.parsing import Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.rows import Rows
 
 _FEWEST_ROWS = 64

@@ -18,7 +18,7 @@ from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.deepspeed import batch_sizes, precision
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.data.windows.mixture import PreparedSet
+from timellama_dist.data.dataset import Dataset
 from timellama_dist.model.card import ModelCard
 from timellama_dist.model.exported import save_model
 from timellama_dist.model.timellama import (
@@ -100,7 +100,7 @@ class _Rank:
         self.deepspeed = told.deepspeed | batch_sizes(self.config, self.world_size)
         self.device = _device(told.use_gpu)
         self.tell, self.asked_to_stop = _mailbox(told.monitor, self.rank)
-        sets = [PreparedSet(**one) for one in told.datasets]
+        sets = [Dataset.from_dict(values) for values in told.datasets]
         self.data = RunData(
             sets, self.config, rank=self.rank, world_size=self.world_size, tell=self.tell
         )

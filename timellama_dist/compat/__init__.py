@@ -1,0 +1,1 @@
+"""Private or unstable calls of libraries, each with its reason and its test."""
