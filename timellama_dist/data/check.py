@@ -196,7 +196,7 @@ def _read_small(part: MixturePart, place: Place, section: str) -> Table:
 
 
 def _window_spec(data: DataSection, part: MixturePart, source: _Source) -> WindowSpec:
-    """The training windows of a part, with the context that suits its series."""
+    """Say which training windows a part means, with the context that suits its series."""
     context_len, horizon = data.lengths(part)
     spec = WindowSpec(
         context_len=context_len,

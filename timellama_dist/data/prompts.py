@@ -1,8 +1,8 @@
-"""The text prompt of a run: the data set's description and the task, in words."""
+"""Writes the prompt of a data set: what the data are, and the task, in words."""
 
 
 def task_prompt(description: str, *, context_len: int, horizon: int, frequency: str) -> str:
-    """The prompt whose token embeddings the series are aligned to.
+    """Write the prompt whose token embeddings the series are aligned to.
 
     Args:
         description: what the data are; it comes with the data set's manifest.

@@ -16,6 +16,7 @@ from timellama_dist.evaluation.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     from timellama_dist.cluster import Resources
+    from timellama_dist.config.schema import DataSection
     from timellama_dist.console.progress import Progress
     from timellama_dist.data.dataset import Dataset
     from timellama_dist.evaluation.exported_model import ExportedModel
@@ -37,7 +38,7 @@ with; of the data it was trained on, columns and split too. A key given here win
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[EvaluateConfig, "ExportedModel | None"]:
-    """What to evaluate, and what an exported model says of itself.
+    """Read what to evaluate, and the card of an exported model.
 
     Raises:
         CheckpointError: no exported model is there.
@@ -83,7 +84,7 @@ def evaluate(config: EvaluateConfig, model: "ExportedModel | None") -> dict[str,
     numbers = [_check_fit(config, model, dataset) for dataset in datasets]
     with tempfile.TemporaryDirectory(prefix="timellama-data-") as scratch, connected():
         resources = plan_resources(config.scaling)
-        _check_reach(datasets)
+        _check_reach(config.data, datasets)
         scores: dict[str, Scores] = {}
         facts: dict[str, dict[str, Any]] = {}
         for number, checked in zip(numbers, datasets, strict=True):
@@ -125,17 +126,17 @@ def _check_fit(config: EvaluateConfig, model: "ExportedModel | None", dataset: "
     return number
 
 
-def _check_reach(datasets: Sequence["Dataset"]) -> None:
+def _check_reach(data: "DataSection", datasets: Sequence["Dataset"]) -> None:
     """Refuse a table on a cluster: other nodes don't see this node's temporary folder."""
     import ray
 
     nodes = sum(node["Alive"] for node in ray.nodes())
-    for dataset in datasets:
+    for number, dataset in enumerate(datasets):
         if dataset.preparation is not None and nodes > 1:
             raise ConfigError(
-                f"data.path: {dataset.path} is a table, and the cluster has {nodes} nodes: "
-                "prepare it where all of them can read it (ray_jobs/prepare.py), and give that "
-                "folder"
+                f"{data.part_key(number)}.path: {dataset.path} is a table, and the cluster "
+                f"has {nodes} nodes: prepare it where all of them can read it "
+                "(ray_jobs/prepare.py), and give that folder"
             )
 
 

@@ -17,7 +17,7 @@ FloatArray = NDArray[np.floating]
 
 def mean_errors(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Unweighted means over data sets, so that a small set counts as much as a large one."""
-    return {key: sum(one[key] for one in errors) / len(errors) for key in errors[0]}
+    return {key: sum(means[key] for means in errors) / len(errors) for key in errors[0]}
 
 
 @dataclass

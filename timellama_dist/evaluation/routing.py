@@ -20,8 +20,8 @@ class RoutingSums:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        found: Any = getattr(getattr(module, "module", module), "dlora", None)
-        self._dlora: DLoraModel | None = found
+        dlora: Any = getattr(getattr(module, "module", module), "dlora", None)
+        self._dlora: DLoraModel | None = dlora
         self._samples = 0.0
         self._chosen_LME: np.ndarray = np.zeros(0)
         self._entropy_L: np.ndarray = np.zeros(0)
@@ -30,13 +30,13 @@ class RoutingSums:
         """Add the last forward pass; windows of weight 0 count nothing."""
         if self._dlora is None:
             return
-        one = self._dlora.router_statistics(counted=torch.from_numpy(weight_B > 0))
+        statistics = self._dlora.router_statistics(counted=torch.from_numpy(weight_B > 0))
         chosen_LME, entropy_L = (
-            part.double().cpu().numpy() for part in (one.chosen, one.entropy_sum)
+            part.double().cpu().numpy() for part in (statistics.chosen, statistics.entropy_sum)
         )
         if not self._chosen_LME.size:
             self._chosen_LME, self._entropy_L = np.zeros_like(chosen_LME), np.zeros_like(entropy_L)
-        self._samples += float(one.num_samples)
+        self._samples += float(statistics.num_samples)
         self._chosen_LME += chosen_LME
         self._entropy_L += entropy_L
 

@@ -92,7 +92,7 @@ class Scores:
 
     def __add__(self, other: "Scores") -> "Scores":
         return Scores(
-            *(_added(getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+            *(_added(getattr(self, part.name), getattr(other, part.name)) for part in fields(self))
         )
 
     def summary(self) -> dict[str, float]:
@@ -135,21 +135,21 @@ def overall(scores: Sequence[Scores]) -> dict[str, float]:
     MSE and MAE are unweighted means. sMAPE and MASE are weighted by windows, of which M4 has one a
     series, and OWA is that of the weighted means, as the competition has it over its collections.
     """
-    errors = mean_errors([one.errors.summary() for one in scores])
-    weights = [one.errors.windows for one in scores]
+    errors = mean_errors([dataset.errors.summary() for dataset in scores])
+    weights = [dataset.errors.windows for dataset in scores]
     raw, reference = (
         {
-            key: float(np.average([one[key] for one in found], weights=weights))
+            key: float(np.average([means[key] for means in by_dataset], weights=weights))
             for key in ("smape", "mase")
         }
-        for found in (
-            [one.raw.summary(one.errors.count_HC) for one in scores],
-            [one.naive2_summary() for one in scores],
+        for by_dataset in (
+            [dataset.raw.summary(dataset.errors.count_HC) for dataset in scores],
+            [dataset.naive2_summary() for dataset in scores],
         )
     )
     return {**errors, **raw, "owa": owa(raw["smape"], raw["mase"], reference)}
 
 
-def _added(one: Any, other: Any) -> Any:
-    kind = type(one)
-    return kind(**{f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(kind)})
+def _added(first: Any, second: Any) -> Any:
+    kind = type(first)
+    return kind(**{f.name: getattr(first, f.name) + getattr(second, f.name) for f in fields(kind)})

@@ -52,11 +52,13 @@ def check_content(config: RunConfig, sets: Sequence["Dataset"]) -> None:
     state = newest_state(checkpoints_place(config))
     if state is None:
         return
-    for dataset, begun in zip(sets, state.progress.get("data", ()), strict=False):
+    hashes = state.progress.get("data", ())
+    for number, (dataset, begun) in enumerate(zip(sets, hashes, strict=False)):
         if dataset.content_hash != begun:
             raise ConfigError(
-                f"data.path: {dataset.path} cannot be changed in a resumed run: its content is "
-                "not what the run was begun with; put it back, or begin another run"
+                f"{config.data.part_key(number)}.path: {dataset.path} cannot be changed in a "
+                "resumed run: its content is not what the run was begun with; put it back, or "
+                "begin another run"
             )
     # With it comes torch.
     from timellama_dist.backbone.fingerprint import check_backbone

@@ -85,7 +85,7 @@ def copy_config(config: RunConfig) -> None:
 
 
 def holds_checkpoint(config: RunConfig) -> bool:
-    """Is there a valid one to go on from? False also where the storage doesn't answer."""
+    """Is there a valid checkpoint to go on from? False also where the storage doesn't answer."""
     with suppress(DataError):
         return newest_valid(checkpoints_place(config))[0] is not None
     return False

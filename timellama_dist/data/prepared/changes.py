@@ -1,4 +1,4 @@
-"""What of a prepared data set can stay when some files of its table have changed."""
+"""Decides what of a prepared data set can stay when some files of its table have changed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ class Kept:
 
     @classmethod
     def nothing(cls) -> "Kept":
-        """All is made anew."""
+        """Keep nothing: all is made anew."""
         none = np.zeros(0, object)
         return cls(
             files=(),
@@ -65,7 +65,7 @@ class Kept:
         return typed.filter(pa.array(~self.holds(ids)))
 
     def apart(self, table: Table) -> Iterator[Table]:
-        """A table cut where a range that stays lies between two of its series."""
+        """Cut a table where a range that stays lies between two of its series."""
         if not table.unique_ids:
             return
         gaps = np.searchsorted(self.firsts, np.array(table.unique_ids, object), side="right")
@@ -86,7 +86,7 @@ class Kept:
         return every, series.sort_by(ID_COLUMN)
 
     def holds(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
-        """Which ids lie in a range that stays, shape (ids,)."""
+        """Mark the ids that lie in a range that stays, shape (ids,)."""
         place = np.searchsorted(self.firsts, ids, side="right") - 1
         return (place >= 0) & (ids <= self.lasts[np.maximum(place, 0)])
 

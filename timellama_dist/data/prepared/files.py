@@ -81,7 +81,7 @@ class _HashingSink:
         return len(data)
 
     def flush(self) -> None:
-        """The stream below is flushed when it is closed."""
+        """Do nothing: the stream below is flushed when it is closed."""
 
     def close(self) -> None:
         self.closed = True

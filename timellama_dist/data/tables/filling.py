@@ -1,4 +1,4 @@
-"""What becomes of empty values in arranged series, counted by channel."""
+"""Fills empty values of arranged series, or refuses them, counted by channel."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What is wrong with a table, or worth knowing: counted by kind and channel, first example kept."""
+"""Collects what is wrong with a table, or worth knowing: counts and first examples, by kind."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class Finding:
     channel: str | None = None
 
     def text(self, *, complete: bool = True) -> str:
-        """The message; `complete` says that the whole table was counted."""
+        """Complete the message with the count; `complete` says that the whole table was counted."""
         return self.message.replace("{count}", f"{'' if complete else 'at least '}{self.count}")
 
 
@@ -88,12 +88,12 @@ class Findings:
 
     @property
     def fatal(self) -> list[Finding]:
-        """What forbids to prepare the table."""
+        """Those that forbid to prepare the table."""
         return [finding for finding in self if finding.fatal]
 
     @property
     def notes(self) -> list[Finding]:
-        """What was done to the table, or is worth knowing."""
+        """Those that tell what was done to the table, or is worth knowing."""
         return [finding for finding in self if not finding.fatal]
 
     def refuse(self, *, complete: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Which windows lie in the series of a data set. Integers only: no table, no scaler, no Ray."""
+"""Numbers the windows of a data set's series. Integers only: no table, no scaler, no Ray."""
 
 from dataclasses import dataclass
 

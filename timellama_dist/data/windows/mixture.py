@@ -1,4 +1,4 @@
-"""The data sets of a run: which one each training step draws from, their batches in that order.
+"""Decides which data set each training step draws from, and takes their batches in that order.
 
 A function of (seed, step) alone, as the order of windows is; no Ray.
 """

@@ -1,4 +1,4 @@
-"""Which rows a set of windows lies in, and how the windows are cut from them.
+"""Finds the rows that a set of windows lies in, and cuts the windows from them.
 
 Windows overlap: a thousand that begin in consecutive rows lie in hardly more rows than two. So it
 is rows that are read and sent, each once, and windows are cut where they are used.

@@ -1,4 +1,4 @@
-"""Which windows are meant: their lengths, the part of a series they lie in, and short series."""
+"""Says which windows are meant: their lengths, their part of a series, and short series."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args

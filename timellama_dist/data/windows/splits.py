@@ -1,4 +1,4 @@
-"""Which rows of which series belong to the training, validation and test part. Integers only."""
+"""Divides series into a training, a validation and a test part. Integers only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ class SplitRule:
         return False
 
     def members(self, num_series: int, name: SplitName) -> NDArray[np.bool_]:
-        """Which series belong to a split by series, shape (series,).
+        """Mark the series of a split by series, shape (series,).
 
         The first int(num_series * train share) series of a fixed random order train, the last test:
         the borders of `borders`, in series instead of rows. The order depends on the number of
@@ -91,7 +91,7 @@ class SplitRule:
     def borders(
         self, num_rows: int, context_len: int, *, train_fraction: float = 1.0
     ) -> dict[SplitName, tuple[int, int]]:
-        """Row ranges [begin, end) of one series' three splits.
+        """Find the row ranges [begin, end) of one series' three splits.
 
         Validation and test begin `context_len` rows before their first target row, so that every
         row of their part is forecast.
@@ -115,7 +115,7 @@ class SplitRule:
     def parts(
         self, num_rows: ArrayLike, context_len: int, train_fraction: float
     ) -> dict[SplitName, tuple[IntArray, IntArray]]:
-        """Rows [begin, end) of each series' own part of each split, without the past before it."""
+        """Find each series' own rows [begin, end) of each split, without the past before them."""
         train_end, validation_end, test_end = self._part_ends(num_rows)
         return {
             "train": (
@@ -127,11 +127,11 @@ class SplitRule:
         }
 
     def train_rows(self, num_rows: ArrayLike) -> IntArray:
-        """Rows of the whole training part of each series, few-shot or not: the scaler's rows."""
+        """Count each series' rows of training, few-shot or not: the scaler's rows."""
         return self._part_ends(num_rows)[0]
 
     def kept_rows(self, num_train: IntArray, context_len: int, train_fraction: float) -> IntArray:
-        """Rows of each training part that few-shot training keeps, shape (series,)."""
+        """Count the rows of each training part that few-shot training keeps, shape (series,)."""
         if not 0 < train_fraction <= 1:
             raise ConfigError(
                 key=f"{self.section}.train_fraction",
@@ -143,7 +143,7 @@ class SplitRule:
         return np.where(num_train > context_len, share + context_len, num_train)
 
     def _part_ends(self, num_rows: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
-        """Ends of the train, validation and test part of each series, each of shape (series,)."""
+        """Find the ends of each series' three parts, each of shape (series,)."""
         rows, split = np.asarray(num_rows, dtype=np.int64), self.split
         if not self.is_fractional():
             return self._part_ends_in_rows(rows, [int(part) for part in split])
