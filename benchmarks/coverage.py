@@ -16,7 +16,6 @@ from timellama_dist import TimeLlamaForecaster
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.data.prepared.history import SeriesReader
 from timellama_dist.data.tables.series import Series
-from timellama_dist.data.windows.index import split_borders
 from timellama_dist.model.intervals import cutoffs_before, radius, tracked_radius
 
 BATCH = 256
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         config.data.context_len,
     )
     whole = reader.read(0, 0, rows)
-    begin, end = split_borders(rows, reader.manifest.split, context_len)["test"]
+    begin, end = reader.manifest.split_rule.borders(rows, context_len)["test"]
     first, last = begin + context_len, end - horizon
     seen = np.arange(cutoffs_before(first, horizon)[0], last + 1)
     error_NHC = errors(forecaster, whole, seen, horizon)

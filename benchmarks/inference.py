@@ -26,14 +26,14 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.measuring import alternate, base_config, paired, spread, write_results
 from benchmarks.published import PublishedConfig, forecast_filled, library
 from benchmarks.published import build as build_published
-from timellama_dist.assets.fetch import DATASETS
+from timellama_dist.assets.catalog import DATASETS
 from timellama_dist.backbone.folder import read_config, resolve_backbone
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
+from timellama_dist.data.prompts import task_prompt
 from timellama_dist.model.build import build_model
 from timellama_dist.model.inference import freeze_for_inference
-from timellama_dist.model.prompts import task_prompt
 from timellama_dist.model.timellama import TimeLlama
 
 OURS = "Time-LlaMA"

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.load import load_settings
-from timellama_dist.config.schema import DataSection, MixturePart
+from timellama_dist.config.schema import DataSection
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.data.windows.index import SplitName
+from timellama_dist.data.check import check_datasets
 from timellama_dist.data.windows.orders import sample_order
 from timellama_dist.data.windows.reader import WindowReader
 from timellama_dist.data.windows.spans import Batch
+from timellama_dist.data.windows.spec import SplitName
 from timellama_dist.errors import ConfigError, require_at_least
 from timellama_dist.evaluation.job import figures
 from timellama_dist.evaluation.metrics import ErrorSums
@@ -40,7 +41,6 @@ from timellama_dist.evaluation.scores import Scores
 from timellama_dist.evaluation.scoring import Yardstick
 from timellama_dist.model.linear_fit import fill_missing
 from timellama_dist.report.scores import scores_table, write_scores
-from timellama_dist.train.plan import plan_sets
 from timellama_dist.versions import versions
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -114,10 +114,13 @@ def measure(config: PublishedConfig) -> dict[str, Any]:
     if config.data.mixture is not None:
         raise ConfigError("data.path must name one data set, for a model is trained on one")
     models = library()
-    (planned,) = plan_sets(config.data)
+    (checked,) = check_datasets(config.data)
+    # The context may have been fitted to the data.
+    data = replace(config.data, context_len=checked.spec.context_len)
+    config = replace(config, data=data)
     with tempfile.TemporaryDirectory(prefix="timellama-data-") as scratch:
-        path = planned.prepared(Path(scratch) / "data").uri
-        readers = {split: open_split(path, split, config.data, planned.part) for split in SPLITS}
+        dataset = checked.prepare(Path(scratch) / "data")
+        readers = {split: WindowReader(dataset.path, dataset.spec.of(split)) for split in SPLITS}
         model = build(models, config, readers["train"].manifest.num_channels)
         training = choose(model, config, readers["train"], readers["validation"])
         in_full = readers["test"].manifest.split[0] == 0
@@ -137,7 +140,7 @@ def measure(config: PublishedConfig) -> dict[str, Any]:
         "model": config.model,
         "test": scores.summary(),
         "by_dataset": {
-            str(planned.part.name): {**facts, **figures("test", scores, channels)},
+            dataset.name: {**facts, **figures("test", scores, channels)},
         },
         "training": training,
         "settings": asdict(config),
@@ -163,18 +166,6 @@ def library() -> Any:
             f"pip install -e '.[baselines]' ({error})"
         ) from error
     return models
-
-
-def open_split(path: str, split: str, data: DataSection, part: MixturePart) -> WindowReader:
-    context_len, horizon = data.lengths(part)
-    return WindowReader(
-        path,
-        context_len=context_len,
-        horizon=horizon,
-        split=split,
-        train_fraction=part.train_fraction,
-        short_series=part.short_series,
-    )
 
 
 def build(models: Any, config: PublishedConfig, num_channels: int) -> nn.Module:

@@ -31,6 +31,7 @@ from benchmarks.trainer import EQUAL_TERMS, ROOT, run_child
 from timellama_dist.data.windows.orders import TrainOrder
 from timellama_dist.data.windows.reader import WindowReader
 from timellama_dist.data.windows.spans import RowSpans
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.data.windows.stream import stream_batches
 
 STORE_BYTES = 128 << 20
@@ -99,7 +100,8 @@ def measure_speed(folder: Path, arguments: argparse.Namespace) -> dict[str, list
 
 def open_reader(path: Path, arguments: argparse.Namespace) -> WindowReader:
     """The training windows of a prepared set."""
-    return WindowReader(path, context_len=arguments.context_len, horizon=arguments.horizon)
+    spec = WindowSpec(context_len=arguments.context_len, horizon=arguments.horizon)
+    return WindowReader(path, spec)
 
 
 def training_order(reader: WindowReader, num_windows: int, batch: int) -> TrainOrder:

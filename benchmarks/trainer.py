@@ -192,12 +192,7 @@ def prepare(pairs: Sequence[str]) -> Prepared:
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_run(config)
         (data,) = plan.prepared_data(Path(folder))
-        reader = WindowReader(
-            data.path,
-            context_len=config.data.context_len,
-            horizon=config.data.horizon,
-            split="train",
-        )
+        reader = WindowReader(data.path, data.spec)
         order = TrainOrder(
             num_windows=len(reader),
             seed=train.seed,

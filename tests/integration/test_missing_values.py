@@ -27,10 +27,11 @@ from tests.support.engine_ranks import (
     windows,
     write,
 )
-from timellama_dist.config.schema import DataSection, ModelSection, RunConfig
+from timellama_dist.config.schema import ModelSection, RunConfig
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.series import Series, Table
 from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.evaluation.windows import evaluate
 from timellama_dist.model.linear_fit import WindowSums, fill_missing, fit_each
 from timellama_dist.train.checkpoint.state import trained_weights
@@ -143,6 +144,7 @@ def test_two_ranks_train_on_gaps_as_a_plain_loop_over_observed_targets(
 
 
 CONTEXT, HORIZON, SEASON, ROWS = 36, 6, 24, 500
+SPEC = WindowSpec(context_len=CONTEXT, horizon=HORIZON)
 TRAIN, TEST = 350, 100
 
 
@@ -201,17 +203,16 @@ def test_baselines_see_filled_pasts_and_are_scored_on_observed_targets(
 ) -> None:
     from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
-    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
     data = prepared(table, tmp_path / "data")
-    map_LH = fit_shortcut(data, section, section.parts[0])
-    found = score_baselines(data, section, section.parts[0], map_LH)
+    map_LH = fit_shortcut(data, SPEC)
+    found = score_baselines(data, SPEC, map_LH)
     for name, expected in by_pandas(table, map_LH).items():
         assert found[name] == pytest.approx(expected, rel=1e-4), name
     table = table.copy()
     table[ROWS - TEST :] = 1e3
     other = prepared(table, tmp_path / "other")
     # What is tested decides nothing.
-    np.testing.assert_array_equal(fit_shortcut(other, section, section.parts[0]), map_LH)
+    np.testing.assert_array_equal(fit_shortcut(other, SPEC), map_LH)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -220,13 +221,12 @@ def test_each_channels_map_is_fitted_to_clipped_windows_of_its_own(
 ) -> None:
     from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
-    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
     model = ModelSection(clip=1.0, shortcut="frozen", shortcut_per_channel=True)
     data = prepared(table, tmp_path / "data")
-    found_CLH = fit_shortcut(data, section, section.parts[0], model)
+    found_CLH = fit_shortcut(data, SPEC, model)
     windows = {}
     for split in ("train", "validation", "test"):
-        reader = WindowReader(data, context_len=CONTEXT, horizon=HORIZON, split=split)
+        reader = WindowReader(data, SPEC.of(split))
         windows[split] = reader.read(np.arange(len(reader)))
     sums = [
         [
@@ -238,7 +238,7 @@ def test_each_channels_map_is_fitted_to_clipped_windows_of_its_own(
     np.testing.assert_allclose(found_CLH, fit_each(*sums), atol=1e-8)
     past, future = fill_missing(windows["test"]["past"]).clip(-1, 1), windows["test"]["future"]
     errors = np.einsum("blc,clh->bhc", past, found_CLH) - future
-    scored = score_baselines(data, section, section.parts[0], found_CLH, clip=1.0)["linear"]
+    scored = score_baselines(data, SPEC, found_CLH, clip=1.0)["linear"]
     assert scored["mse"] == pytest.approx(np.nanmean(errors**2), rel=1e-5)
 
 
@@ -251,11 +251,10 @@ def test_parts_without_any_value_are_refused_before_a_worker_starts(
 
     table = table.copy()
     table[ROWS - TEST :] = np.nan
-    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
-    part, data = section.parts[0], prepared(table, tmp_path / "data")
+    data = prepared(table, tmp_path / "data")
     with pytest.raises(DataError, match=r"^every target of the test part is missing"):
-        score_baselines(data, section, part, np.zeros((CONTEXT, HORIZON)))
+        score_baselines(data, SPEC, np.zeros((CONTEXT, HORIZON)))
     table[TRAIN:] = np.nan
     data = prepared(table, tmp_path / "less")
     with pytest.raises(DataError, match=r"^every target of the validation part is missing"):
-        fit_shortcut(data, section, part)
+        fit_shortcut(data, SPEC)

@@ -13,7 +13,8 @@ import ray
 
 from timellama_dist.cli.prepare import main
 from timellama_dist.data.prepared.manifest import Manifest
-from timellama_dist.data.prepared.write import PrepareOptions, prepare
+from timellama_dist.data.prepared.options import PrepareOptions
+from timellama_dist.data.prepared.write import prepare
 from timellama_dist.data.tables.options import TableOptions
 from timellama_dist.errors import ConfigError, DataError
 
@@ -250,9 +251,7 @@ def test_splitting_by_series_scales_by_the_training_series_together(tmp_path: Pa
 
     manifest = run(path, tmp_path / "out", split_by="series").manifest
 
-    from timellama_dist.data.windows.index import series_in_split
-
-    training = series_in_split(20, manifest.split, "train")
+    training = manifest.split_rule.members(20, "train")
     rows = np.concatenate(
         [frame[["a", "b"]].to_numpy() for frame, kept in zip(frames, training, strict=True) if kept]
     )

@@ -22,6 +22,7 @@ from timellama_dist.cli.train import main
 from timellama_dist.data.prepared.manifest import Manifest
 from timellama_dist.data.prepared.write import prepare
 from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.errors import CheckpointError, DataError
 from timellama_dist.storage import copy_tree, open_place
 from timellama_dist.train.checkpoint.files import (
@@ -121,17 +122,17 @@ def test_windows_read_from_a_bucket_are_those_of_the_disk(
     prepare(waves_csv, tmp_path / "waves")
     copy_tree(open_place(tmp_path / "waves"), open_place("s3://lake/waves"))
     lengths = {"context_len": 48, "horizon": 12}
-    here = WindowReader(tmp_path / "waves", **lengths)
-    there = WindowReader("s3://lake/waves", **lengths)
-    assert there.spec.path == "s3://lake/waves"
-    assert there.spec.content_hash == here.spec.content_hash
+    here = WindowReader(tmp_path / "waves", WindowSpec(**lengths))
+    there = WindowReader("s3://lake/waves", WindowSpec(**lengths))
+    assert there.handle.path == "s3://lake/waves"
+    assert there.handle.content_hash == here.handle.content_hash
     ids = np.arange(len(here))
     np.testing.assert_array_equal(there.read(ids)["past"], here.read(ids)["past"])
     (open_place("s3://lake/waves") / there.manifest.series_file.path).delete()
     with pytest.raises(DataError, match=r"^s3://lake/waves/series-\S+: the data file is missing"):
-        WindowReader("s3://lake/waves", **lengths)
+        WindowReader("s3://lake/waves", WindowSpec(**lengths))
     with pytest.raises(DataError, match=r"^s3://lake/nothing: no manifest\.json, so this is not"):
-        WindowReader("s3://lake/nothing", **lengths)
+        WindowReader("s3://lake/nothing", WindowSpec(**lengths))
 
 
 @pytest.mark.slow

@@ -11,13 +11,15 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
+from timellama_dist.compat.ray_data import set_dataset_id
 from timellama_dist.config.schema import DataSection, RunConfig, TrainSection
 from timellama_dist.console.events import Evaluating
+from timellama_dist.data.check import check_datasets
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.series import Series, Table
-from timellama_dist.data.windows.mixture import PreparedSet
 from timellama_dist.data.windows.orders import EvaluationOrder, TrainOrder
 from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.data.windows.stream import _segments, stream_batches, window_dataset
 from timellama_dist.train.worker.data import RunData
 
@@ -84,7 +86,7 @@ def assert_windows_equal(batch, expected):
 
 def test_a_window_dataset_keeps_the_order_asked_for(path, windows):
     ids = np.random.default_rng(1).permutation(len(windows["train"]))
-    dataset = window_dataset(path, window_ids=ids, batch_size=50, **LENGTHS)
+    dataset = window_dataset(path, WindowSpec(**LENGTHS), window_ids=ids, batch_size=50)
 
     batches = list(dataset.iter_batches(batch_size=64, batch_format="numpy"))
 
@@ -98,7 +100,7 @@ def test_a_window_dataset_holds_all_windows_by_default_even_several_chunks_to_a_
     path, windows, monkeypatch
 ):
     monkeypatch.setattr("timellama_dist.data.windows.stream._MOST_BLOCKS", 3)
-    dataset = window_dataset(path, split="validation", batch_size=7, **LENGTHS)
+    dataset = window_dataset(path, WindowSpec(split="validation", **LENGTHS), batch_size=7)
 
     rows = dataset.take_all()
 
@@ -108,12 +110,12 @@ def test_a_window_dataset_holds_all_windows_by_default_even_several_chunks_to_a_
 
 
 def test_a_window_dataset_of_no_ids_is_empty(path):
-    assert window_dataset(path, window_ids=[], **LENGTHS).take_all() == []
+    assert window_dataset(path, WindowSpec(**LENGTHS), window_ids=[]).take_all() == []
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_together_train_on_each_window_once_per_epoch(path, windows, world_size, small_tasks):
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     starts = []
     for rank in range(world_size):
         order = train_order(reader, rank, world_size)
@@ -137,7 +139,7 @@ def test_ranks_together_train_on_each_window_once_per_epoch(path, windows, world
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_together_evaluate_each_window_once(path, windows, world_size):
-    reader = WindowReader(path, split="validation", **LENGTHS)
+    reader = WindowReader(path, WindowSpec(split="validation", **LENGTHS))
     starts, lengths = [], []
     for rank in range(world_size):
         order = EvaluationOrder(
@@ -161,7 +163,7 @@ def test_a_stream_of_many_series_equals_numpy_s_windows(rows, rows_per_group, tm
     named = [Series(f"s{n}", stamps[: len(one)], one) for n, one in enumerate(series)]
     table = Table.of("walks", named, ("a", "b"), "h")
     write_prepared(table, tmp_path / "p", rows_per_file=130, rows_per_group=rows_per_group)
-    reader = WindowReader(tmp_path / "p", **LENGTHS)
+    reader = WindowReader(tmp_path / "p", WindowSpec(**LENGTHS))
 
     seen = []
     for rank in range(3):
@@ -194,7 +196,7 @@ def test_a_padded_window_comes_through_the_stream(tmp_path):
     stamps = np.datetime64("2024-01-01", "us") + np.arange(20) * np.timedelta64(1, "D")
     table = Table.of("short", [Series("s", stamps, values)], ("a",), "D")
     write_prepared(table, tmp_path / "p", split=(0, 8, 8))
-    reader = WindowReader(tmp_path / "p", split="test", short_series="pad", **LENGTHS)
+    reader = WindowReader(tmp_path / "p", WindowSpec(split="test", short_series="pad", **LENGTHS))
     order = EvaluationOrder(num_windows=len(reader), batch_size=2, world_rank=0, world_size=1)
 
     (batch,) = stream_batches(reader, order, batch_size=2)
@@ -208,7 +210,7 @@ def test_a_padded_window_comes_through_the_stream(tmp_path):
 
 
 def test_a_segment_is_as_large_as_its_rows_may_be(path):
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     order = train_order(reader, 0, 1)
     plans = list(_segments(reader, order, 4, 2000))
 
@@ -221,7 +223,7 @@ def test_a_segment_is_as_large_as_its_rows_may_be(path):
 
 
 def test_a_resumed_stream_goes_on_where_it_would_have_been(path):
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     whole = list(stream_batches(reader, train_order(reader, 1, 2), batch_size=4))
     resumed = stream_batches(reader, train_order(reader, 1, 2, first_step=20), batch_size=4)
 
@@ -230,13 +232,24 @@ def test_a_resumed_stream_goes_on_where_it_would_have_been(path):
 
 
 def test_batches_belong_to_the_caller(path):
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     for batch in stream_batches(reader, train_order(reader, 0, 1, last_step=1), batch_size=4):
         batch["past"] *= 0
 
 
+def test_data_sets_of_one_name_share_the_id_that_ray_keeps_metrics_by():
+    first, second = ray.data.range(1), ray.data.range(2)
+    assert first.get_dataset_id() != second.get_dataset_id()
+
+    for dataset in (first, second):
+        set_dataset_id(dataset, "train_1234")
+
+    # The data set's name and the id.
+    assert {dataset.get_dataset_id() for dataset in (first, second)} == {"dataset_train_1234_0"}
+
+
 def test_closing_a_stream_early_leaves_nothing_running(path, small_tasks):
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     order = train_order(reader, 0, 1, last_step=4000)
     stream = stream_batches(reader, order, batch_size=4, segment_bytes=5_000)
     assert len(list(islice(stream, 3))) == 3
@@ -258,7 +271,7 @@ def test_two_workers_of_half_a_core_each_make_progress_on_two_cores(path):
             stream = stream_batches(reader, order, batch_size=4)
             return [int(start) for batch in stream for start in batch["start"]]
 
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     orders = [train_order(reader, rank, 2) for rank in range(2)]
     workers = [Worker.remote() for _ in orders]
     pairs = zip(workers, orders, strict=True)
@@ -285,8 +298,8 @@ def test_a_validation_takes_so_many_windows_and_says_how_far_it_is(path, windows
     config = RunConfig(data=DataSection(**keys), train=TrainSection(**train))
     monkeypatch.setattr("timellama_dist.train.worker.data._QUIET_S", 0.0)
     told = []
-    prepared = PreparedSet(name="walk", path=str(path), prompt="")
-    data = RunData([prepared], config, rank=0, world_size=1, tell=told.append)
+    datasets = check_datasets(config.data)
+    data = RunData(datasets, config, rank=0, world_size=1, tell=told.append)
 
     found = data.evaluate(LastValue(), "validation")[1.0]
 

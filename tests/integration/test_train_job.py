@@ -23,10 +23,10 @@ from timellama_dist.cli.evaluate import read_arguments
 from timellama_dist.cli.train import main
 from timellama_dist.cluster import connected
 from timellama_dist.config.schema import RunConfig
+from timellama_dist.data.check import check_datasets
 from timellama_dist.evaluation.job import evaluate
 from timellama_dist.model.card import read_card
 from timellama_dist.train.checkpoint.position import read_position
-from timellama_dist.train.plan import plan_sets
 
 
 @pytest.fixture(scope="module")
@@ -294,13 +294,13 @@ def test_baselines_and_unseen_data_are_scored_by_the_same_protocol(
 def test_a_context_that_is_fitted_to_the_data_is_the_one_that_is_scored(waves_csv: Path) -> None:
     words = ["--model", "ridge", "--data.path", str(waves_csv), "--data.horizon", "12"]
     config, known = read_arguments([*words, "--data.fit_context", "true"])
-    (planned,) = plan_sets(config.data)
-    assert planned.context_len < config.data.context_len
+    (checked,) = check_datasets(config.data)
+    assert checked.spec.context_len < config.data.context_len
     fitted = evaluate(config, known)
-    context_len = str(planned.context_len)
+    context_len = str(checked.spec.context_len)
     given = evaluate(*read_arguments([*words, "--data.context_len", context_len]))
     assert fitted["by_dataset"] == given["by_dataset"]
-    assert fitted["by_dataset"]["waves"]["windows"] == planned.num_windows["test"]
+    assert fitted["by_dataset"]["waves"]["windows"] == checked.num_windows["test"]
 
 
 @pytest.mark.usefixtures("cluster")

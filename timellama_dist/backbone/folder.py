@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timellama_dist.assets.fetch import BACKBONES, convert_gguf, fetch_backbone
+from timellama_dist.assets.catalog import BACKBONES
+from timellama_dist.assets.fetch import fetch_backbone
+from timellama_dist.assets.gguf import convert_gguf
 from timellama_dist.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_settings
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
 from timellama_dist.errors import ConfigError
 from timellama_dist.evaluation.settings import EvaluateConfig
+from timellama_dist.program import program
 
 if TYPE_CHECKING:
     from timellama_dist.evaluation.exported_model import ExportedModel

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_settings
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
 from timellama_dist.forecast.job import Summary, forecast
 from timellama_dist.forecast.settings import ForecastConfig
+from timellama_dist.program import program
 
 EXAMPLES = (
     "--model RUN/model --input table.csv --output forecasts",

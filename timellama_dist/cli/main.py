@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from timellama_dist import __version__
-from timellama_dist.console.program import program
+from timellama_dist.program import program
 
 COMMANDS = {
     "train": "train a model on a table of time series",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from timellama_dist.console.program import program
+from timellama_dist.program import program
 
 
 def opening(sentence: str, command: str, examples: Sequence[str], more: str = "") -> str:

@@ -15,13 +15,13 @@ from timellama_dist.config.deepspeed import load_policy
 from timellama_dist.config.load import load_settings
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
 from timellama_dist.errors import ConfigError, require_at_least
 from timellama_dist.planning.estimate import PROMPT_TOKENS, Estimate, estimate
 from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
 from timellama_dist.planning.policy import POLICIES
 from timellama_dist.planning.shape import LlamaShape
+from timellama_dist.program import program
 from timellama_dist.recipes import policy_file, with_paths
 from timellama_dist.storage import open_place
 

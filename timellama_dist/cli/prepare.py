@@ -9,10 +9,10 @@ from timellama_dist.cli.opening import opening
 from timellama_dist.cli.spelling import Spelling
 from timellama_dist.config.load import load_settings
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
 from timellama_dist.console.progress import PrepareProgress
 from timellama_dist.data.prepared.settings import PrepareConfig
 from timellama_dist.errors import DataError
+from timellama_dist.program import program
 
 if TYPE_CHECKING:
     from timellama_dist.data.prepared.job import Report

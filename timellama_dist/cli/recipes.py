@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from timellama_dist.cli.opening import opening
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
 from timellama_dist.errors import ConfigError
+from timellama_dist.program import program
 from timellama_dist.recipes import POLICIES, RECIPES, SEARCHES, Shelf, summary
 
 EXAMPLES = ("", "etth1", "generic > my_recipe.yaml")

@@ -8,8 +8,8 @@ from timellama_dist.cli.opening import opening
 from timellama_dist.cli.spelling import Spelling
 from timellama_dist.config.load import load_settings
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
 from timellama_dist.errors import ConfigError
+from timellama_dist.program import program
 
 EXAMPLES = (
     "RUN OTHER_RUN",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_settings
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import program
+from timellama_dist.program import program
 from timellama_dist.serve.app import serve_model
 from timellama_dist.serve.settings import ServeConfig
 

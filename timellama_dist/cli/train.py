@@ -7,8 +7,8 @@ from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_config, load_run
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import command_line, program
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME
+from timellama_dist.program import command_line, program
 from timellama_dist.recipes import with_paths
 from timellama_dist.report.table import memory_line, results_table
 from timellama_dist.storage import copy_tree, open_place

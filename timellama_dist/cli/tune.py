@@ -9,8 +9,8 @@ from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_config, load_run
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.console.program import command_line, program
 from timellama_dist.errors import ConfigError
+from timellama_dist.program import command_line, program
 from timellama_dist.recipes import SEARCHES, with_paths
 from timellama_dist.tune.search import BASE, SEARCH, Found, load_search, search
 from timellama_dist.tune.settings import SearchConfig

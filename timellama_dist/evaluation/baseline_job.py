@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from timellama_dist.config.schema import DataSection, MixturePart, ModelSection
+from timellama_dist.config.schema import ModelSection
 from timellama_dist.data.prepared.manifest import Manifest
 from timellama_dist.data.windows.orders import spread_ids
 from timellama_dist.data.windows.reader import WindowReader
-from timellama_dist.data.windows.stream import window_dataset
+from timellama_dist.data.windows.spans import Batch
+from timellama_dist.data.windows.spec import WindowSpec
+from timellama_dist.data.windows.stream import Block, window_dataset
 from timellama_dist.errors import DataError
 from timellama_dist.evaluation.baselines import seasonal_naive
 from timellama_dist.model.linear_fit import (
@@ -23,8 +25,6 @@ from timellama_dist.model.linear_fit import (
 )
 from timellama_dist.storage import Location
 
-Batch = dict[str, np.ndarray]
-
 # Windows per task: the sums are L x L, so small batches would ship more sums than windows.
 _BATCH = 1024
 _MOST_FITTED = 1 << 18
@@ -32,19 +32,16 @@ _MOST_FITTED = 1 << 18
 _MOST_ROWS = 1 << 20
 
 
-def fit_shortcut(
-    data: Location, section: DataSection, part: MixturePart, model: ModelSection | None = None
-) -> Float64:
-    """The linear map of a data set, fitted on its training windows.
+def fit_shortcut(path: Location, spec: WindowSpec, model: ModelSection | None = None) -> Float64:
+    """Fit the linear map of a data set on its training windows.
 
     At most 262,144 of them, and for a map that all channels share 1,048,576 windows x channels,
     evenly spread over the training part; what is chosen is chosen on as many windows of the
     validation part (see `model.linear_fit`).
 
     Args:
-        data: the prepared data.
-        section: the run's data section.
-        part: what the run says of this data set.
+        path: the prepared data.
+        spec: its windows; of the training and the validation part, whatever its split.
         model: how windows are clipped, and what kind of map it is; the plain one if not given.
 
     Returns:
@@ -54,47 +51,39 @@ def fit_shortcut(
         DataError: every target of the validation part is missing.
     """
     model = model or ModelSection()
-    train, validation = (
-        _channel_sums(data, section, part, split, model) for split in ("train", "validation")
-    )
-    if not sum(one.observed for one in validation):
+    train = _channel_sums(path, spec.of("train"), model)
+    validation = _channel_sums(path, spec.of("validation"), model)
+    if not sum(sums.observed for sums in validation):
         raise _nothing_observed("validation")
     if model.shortcut_per_channel:
         return fit_each(train, validation)
     return fit_linear(*train, *validation)
 
 
-def _channel_sums(
-    data: Location, section: DataSection, part: MixturePart, split: str, model: ModelSection
-) -> list[WindowSums]:
-    """The sums of each channel, or those of all as one."""
-    found: dict[int, WindowSums] = {}
+def _channel_sums(path: Location, spec: WindowSpec, model: ModelSection) -> list[WindowSums]:
+    """Sum up each channel's windows, or all channels' as one."""
+    by_channel: dict[int, WindowSums] = {}
     most = _MOST_FITTED
     if not model.shortcut_per_channel:
-        most = max(1, min(most, _MOST_ROWS // Manifest.load(data).num_channels))
+        most = max(1, min(most, _MOST_ROWS // Manifest.load(path).num_channels))
     how = {"clip": model.clip, "per_channel": model.shortcut_per_channel}
     # Added up as they come: each is L x L.
-    for row in _rows(data, section, part, split, _sums, most, **how):
+    for row in _rows(path, spec, _sums, most, **how):
         number, sums = row.pop("channel"), WindowSums(**row)
-        found[number] = found[number] + sums if number in found else sums
-    return [found[number] for number in sorted(found)]
+        by_channel[number] = by_channel[number] + sums if number in by_channel else sums
+    return [by_channel[number] for number in sorted(by_channel)]
 
 
 def score_baselines(
-    data: Location,
-    section: DataSection,
-    part: MixturePart,
-    map_LH: Float64,
-    clip: float | None = None,
+    path: Location, spec: WindowSpec, map_LH: Float64, clip: float | None = None
 ) -> dict[str, dict[str, float]]:
-    """Test MSE and MAE of seasonal-naive and of a linear map.
+    """Score seasonal-naive and a linear map on the test windows, by MSE and MAE.
 
     Missing values of the past are filled (`fill_missing`), missing targets aren't scored.
 
     Args:
-        data: the prepared data.
-        section: the run's data section.
-        part: what the run says of this data set.
+        path: the prepared data.
+        spec: its windows; of the test part, whatever its split.
         map_LH: as `fit_shortcut` gives it.
         clip: as far as the map sees values of a window.
 
@@ -104,9 +93,9 @@ def score_baselines(
     Raises:
         DataError: every target of the test part is missing.
     """
-    season_len = Manifest.load(data).season_len
+    season_len = Manifest.load(path).season_len
     how = {"map_LH": map_LH, "clip": clip, "season_len": season_len}
-    scores = _rows(data, section, part, "test", _score, None, **how)
+    scores = _rows(path, spec.of("test"), _score, None, **how)
     (naive_mse, naive_mae), (linear_mse, linear_mae) = _mean_errors("test", scores)
     return {
         "seasonal_naive": {"mse": float(naive_mse), "mae": float(naive_mae)},
@@ -115,33 +104,19 @@ def score_baselines(
 
 
 def _rows(
-    data: Location,
-    section: DataSection,
-    part: MixturePart,
-    split: str,
-    fn: Any,
-    most: int | None,
-    **arguments: Any,
+    path: Location, spec: WindowSpec, fn: Any, most: int | None, **arguments: Any
 ) -> Iterator[dict[str, Any]]:
-    """What a function makes of the windows of a split, or `most`, evenly spread, by batch."""
-    context_len, horizon = section.lengths(part)
-    windows: dict[str, Any] = {
-        "context_len": context_len,
-        "horizon": horizon,
-        "split": split,
-        "train_fraction": part.train_fraction,
-        "short_series": part.short_series,
-    }
-    some = None
-    if most is not None and (num_windows := len(WindowReader(data, **windows))) > most:
-        some = spread_ids(num_windows, most)
-    dataset = window_dataset(data, window_ids=some, batch_size=_BATCH, **windows)
+    """Apply a function to the windows of a split, or to `most`, evenly spread, by batch."""
+    ids = None
+    if most is not None and (num_windows := len(WindowReader(path, spec))) > most:
+        ids = spread_ids(num_windows, most)
+    dataset = window_dataset(path, spec, window_ids=ids, batch_size=_BATCH)
     made = dataset.map_batches(fn, batch_size=_BATCH, fn_kwargs=arguments)
     return iter(made.iter_rows())
 
 
 def _mean_errors(split: str, scores: Iterator[dict[str, Any]]) -> np.ndarray:
-    """Mean errors over all observed targets of a split, from their sums by batch."""
+    """Average the errors over all observed targets of a split, from their sums by batch."""
     errors, observed = reduce(
         lambda done, row: (done[0] + row["errors"], done[1] + int(row["observed"])),
         scores,
@@ -156,23 +131,23 @@ def _nothing_observed(split: str) -> DataError:
     return DataError(f"every target of the {split} part is missing: there is nothing to score")
 
 
-def _sums(batch: Batch, clip: float | None, per_channel: bool) -> Batch:
-    """The sums over a batch, a row for each channel or one for all."""
+def _sums(batch: Batch, clip: float | None, per_channel: bool) -> Block:
+    """Sum up a batch, in a row for each channel or one row for all."""
     # A target that is far out would weigh by its square.
     past, future = _clipped(batch["past"], clip), _clipped(batch["future"], clip)
     num_rows = past.shape[2] if per_channel else 1
     parts = zip(*(np.split(values, num_rows, axis=2) for values in (past, future)), strict=True)
-    each = [vars(WindowSums.of(*part)) for part in parts]
-    rows = {name: np.stack([np.asarray(sums[name]) for sums in each]) for name in each[0]}
-    return {"channel": np.arange(len(each)), **rows}
+    by_row = [vars(WindowSums.of(*part)) for part in parts]
+    rows = {name: np.stack([np.asarray(sums[name]) for sums in by_row]) for name in by_row[0]}
+    return {"channel": np.arange(len(by_row)), **rows}
 
 
 def _clipped(values: np.ndarray, clip: float | None) -> np.ndarray:
     return values if clip is None else values.clip(-clip, clip)
 
 
-def _score(batch: Batch, map_LH: np.ndarray, clip: float | None, season_len: int) -> Batch:
-    """Sums of squared and absolute errors of both baselines, and the number of observed targets."""
+def _score(batch: Batch, map_LH: np.ndarray, clip: float | None, season_len: int) -> Block:
+    """Sum up squared and absolute errors of both baselines, and the number of observed targets."""
     past, future = fill_missing(batch["past"].astype(np.float64)), batch["future"]
     missing = np.isnan(future)
     forecasts: Mapping[str, np.ndarray] = {
@@ -187,6 +162,6 @@ def _score(batch: Batch, map_LH: np.ndarray, clip: float | None, season_len: int
 
 
 def _observed(error: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """The errors themselves, set to 0 where the target is missing."""
+    """Set the errors to 0 where the target is missing."""
     error[missing] = 0.0
     return error

@@ -7,6 +7,7 @@ Shapes: B batch, L context, H horizon, C channels, N histories, T steps of a his
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ Forecaster = Callable[[Batch], FloatArray]
 def model_forecaster(
     model: nn.Module, *, dataset: int, context_len: int, horizon: int
 ) -> Forecaster:
-    """A Time-LlaMA on windows no longer than its own.
+    """Forecast with a Time-LlaMA, on windows no longer than its own.
 
     Args:
         model: `past (B, L, C), data set -> forecast (B, H, C)`, in evaluation mode.
@@ -44,19 +45,19 @@ def model_forecaster(
         before = context_len - past_BLC.shape[1]
         past_BLC = np.pad(past_BLC, [(0, 0), (before, 0), (0, 0)], constant_values=np.nan)
         with torch.no_grad():
-            found = model(torch.as_tensor(past_BLC, device=module_device(model)), dataset)
-        return found[:, :horizon].float().cpu().numpy()
+            forecast_BHC = model(torch.as_tensor(past_BLC, device=module_device(model)), dataset)
+        return forecast_BHC[:, :horizon].float().cpu().numpy()
 
     return forecast
 
 
 def seasonal_naive_forecaster(*, horizon: int, season_len: int) -> Forecaster:
-    """The last season of the context, repeated."""
+    """Forecast the last season of the context, repeated."""
     return lambda batch: seasonal_naive(_filled(batch), horizon=horizon, season_len=season_len)
 
 
 def linear_forecaster(map_LH: FloatArray) -> Forecaster:
-    """One linear map for all channels; see `model.linear_fit`."""
+    """Forecast by one linear map for all channels; see `model.linear_fit`."""
     return lambda batch: linear_forecast(_filled(batch), map_LH)
 
 
@@ -94,13 +95,13 @@ class Naive2Forecaster:
         begins_BC = np.where(missing_BTC.all(axis=1), length - 1, missing_BTC.argmin(axis=1))
         raw_BTC = scaler.inverse(fill_missing(past_BTC.astype(np.float64)))
         raw_NT = raw_BTC.transpose(0, 2, 1).reshape(-1, length)
-        found_NH = np.empty((len(raw_NT), self.reader.spec.horizon))
+        forecast_NH = np.empty((len(raw_NT), self.reader.spec.horizon))
         begins_N = begins_BC.ravel()
         for begin in np.unique(begins_N):
             chosen_N = begins_N == begin
-            found_NH[chosen_N] = self._forecast(raw_NT[chosen_N, begin:])
-        found_BHC = found_NH.reshape(num, num_channels, -1).transpose(0, 2, 1)
-        return scaler.transform(found_BHC)
+            forecast_NH[chosen_N] = self._forecast(raw_NT[chosen_N, begin:])
+        forecast_BHC = forecast_NH.reshape(num, num_channels, -1).transpose(0, 2, 1)
+        return scaler.transform(forecast_BHC)
 
     def _past(self, batch: Batch) -> FloatArray:
         history = self.history
@@ -114,7 +115,7 @@ class Naive2Forecaster:
 
 
 def _whole_history(reader: WindowReader) -> WindowReader:
-    """A reader of the same split whose windows begin no later than their series.
+    """Open a reader of the same split whose windows begin no later than their series.
 
     Raises:
         ConfigError: the split is by series, so that no rows come before a part.
@@ -124,11 +125,6 @@ def _whole_history(reader: WindowReader) -> WindowReader:
             "protocol=m4 looks at the rows before each part, and "
             f"{reader.manifest.name!r} has data.split_by=series: use protocol=windows"
         )
-    return WindowReader(
-        reader.spec.path,
-        context_len=int(reader.num_rows.max()),
-        horizon=reader.spec.horizon,
-        split=reader.spec.split,
-        short_series="pad",
-        cache_bytes=reader.spec.cache_bytes,
-    )
+    handle, longest = reader.handle, int(reader.num_rows.max())
+    spec = replace(handle.spec, context_len=longest, train_fraction=1.0, short_series="pad")
+    return WindowReader(handle.path, spec, cache_bytes=handle.cache_bytes)

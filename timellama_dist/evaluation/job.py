@@ -10,25 +10,26 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timellama_dist.console.program import program
 from timellama_dist.errors import ConfigError, UserError
 from timellama_dist.evaluation.settings import EvaluateConfig
+from timellama_dist.program import program
 
 if TYPE_CHECKING:
     from timellama_dist.cluster import Resources
+    from timellama_dist.config.schema import DataSection
     from timellama_dist.console.progress import Progress
+    from timellama_dist.data.dataset import Dataset
     from timellama_dist.evaluation.exported_model import ExportedModel
     from timellama_dist.evaluation.scores import Scores
     from timellama_dist.evaluation.share import Subject
-    from timellama_dist.train.plan import PlannedSet
 
 
-def evaluate(config: EvaluateConfig, known: "ExportedModel | None") -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, model: "ExportedModel | None") -> dict[str, Any]:
     """Score one model on one or several data sets.
 
     Args:
         config: what to evaluate.
-        known: the model's own words, if it is an exported one.
+        model: the model, if it is an exported one.
 
     Returns:
         What `--output` holds: by the name of the split its figures, by data set and over all of
@@ -40,95 +41,91 @@ def evaluate(config: EvaluateConfig, known: "ExportedModel | None") -> dict[str,
     """
     from timellama_dist.cluster import connected, plan_resources
     from timellama_dist.console.progress import Progress
-    from timellama_dist.data.windows.index import SPLIT_NAMES
+    from timellama_dist.data.check import check_datasets
+    from timellama_dist.data.windows.spec import SPLIT_NAMES
     from timellama_dist.evaluation.scores import overall
-    from timellama_dist.train.plan import plan_sets
     from timellama_dist.versions import versions
 
     started = time.monotonic()
     # A ridge is fitted before it is scored.
-    sets = plan_sets(config.data, SPLIT_NAMES if config.model == "ridge" else (config.split,))
-    numbers = [_check_fit(config, known, one) for one in sets]
+    splits = SPLIT_NAMES if config.model == "ridge" else (config.split,)
+    datasets = check_datasets(config.data, splits)
+    numbers = [_check_fit(config, model, dataset) for dataset in datasets]
     with tempfile.TemporaryDirectory(prefix="timellama-data-") as scratch, connected():
         resources = plan_resources(config.scaling)
-        _check_reach(sets)
-        found: dict[str, Scores] = {}
+        _check_reach(config.data, datasets)
+        scores: dict[str, Scores] = {}
         facts: dict[str, dict[str, Any]] = {}
-        for number, one in zip(numbers, sets, strict=True):
-            path = one.prepared(Path(scratch) / str(len(found))).uri
-            subject = _subject(config, known, one, number, path)
-            name = str(one.part.name)
-            windows = one.num_windows[config.split]
-            with closing(Progress(name, windows)) as progress:
-                found[name] = score_set(subject, resources, config.scaling.most_workers, progress)
+        for number, checked in zip(numbers, datasets, strict=True):
+            dataset = checked.prepare(Path(scratch) / str(len(scores)))
+            subject = _subject(config, model, dataset, number)
+            name = dataset.name
+            with closing(Progress(name, dataset.num_windows[config.split])) as progress:
+                scores[name] = score_set(subject, resources, config.scaling.most_workers, progress)
             facts[name] = subject.facts()
     return {
         "model": config.model,
-        config.split: overall(list(found.values())),
+        config.split: overall(list(scores.values())),
         "by_dataset": {
-            name: {**facts[name], **figures(config.split, scores, facts[name]["channels"])}
-            for name, scores in found.items()
+            name: {**facts[name], **figures(config.split, sums, facts[name]["channels"])}
+            for name, sums in scores.items()
         },
         "seconds": time.monotonic() - started,
         "versions": versions(),
     }
 
 
-def _check_fit(config: EvaluateConfig, known: "ExportedModel | None", one: "PlannedSet") -> int:
-    """Number of the model's data set that a set is taken for."""
-    if known is None:
+def _check_fit(config: EvaluateConfig, model: "ExportedModel | None", dataset: "Dataset") -> int:
+    """Number the model's data set that this one is taken for."""
+    if model is None:
         return 0
-    number = known.number_of(one.part, config.dataset)
-    _, horizon = config.data.lengths(one.part)
+    number = model.number_of(dataset.part, config.dataset)
     for key, value, most in (
-        ("data.context_len", one.context_len, known.data.context_len),
-        ("data.horizon", horizon, known.data.horizon),
+        ("data.context_len", dataset.spec.context_len, model.data.context_len),
+        ("data.horizon", dataset.spec.horizon, model.data.horizon),
     ):
         if value > most:
-            raise ConfigError(f"{key} must be at most {most}, the model's, got {value}")
-    trained = known.card.datasets[number].channels
-    if known.per_channel and one.num_channels != len(trained):
+            raise ConfigError(key=key, must=f"be at most {most}, the model's", got=value)
+    trained = model.card.datasets[number].channels
+    if model.per_channel and dataset.num_channels != len(trained):
         raise ConfigError(
-            f"the model has parameters per channel ({known.per_channel}) for {len(trained)} "
-            f"channels, {one.part.name} has {one.num_channels}"
+            f"the model has parameters per channel ({model.per_channel}) for {len(trained)} "
+            f"channels, {dataset.name} has {dataset.num_channels}"
         )
     return number
 
 
-def _check_reach(sets: Sequence["PlannedSet"]) -> None:
-    """A table prepared in this node's temporary folder can't be read from others."""
+def _check_reach(data: "DataSection", datasets: Sequence["Dataset"]) -> None:
+    """Refuse a table on a cluster: other nodes don't see this node's temporary folder."""
     import ray
 
     nodes = sum(node["Alive"] for node in ray.nodes())
-    for one in sets:
-        if one.table is not None and nodes > 1:
+    for number, dataset in enumerate(datasets):
+        if dataset.preparation is not None and nodes > 1:
             raise ConfigError(
-                f"data.path: {one.part.path} is a table, and the cluster has {nodes} nodes: "
-                f"prepare it where all of them can read it ({program('prepare')}), and give "
-                "that folder"
+                f"{data.part_key(number)}.path: {dataset.path} is a table, and the cluster "
+                f"has {nodes} nodes: prepare it where all of them can read it "
+                f"({program('prepare')}), and give that folder"
             )
 
 
 def _subject(
-    config: EvaluateConfig, known: "ExportedModel | None", one: "PlannedSet", number: int, path: str
+    config: EvaluateConfig, model: "ExportedModel | None", dataset: "Dataset", number: int
 ) -> "Subject":
+    """Say what is scored on a prepared data set."""
     from timellama_dist.data.prepared.manifest import Manifest
     from timellama_dist.evaluation.share import Subject
 
-    manifest = Manifest.load(path)
-    # The context may have been fitted to the data.
-    part = replace(one.part, context_len=one.context_len)
-    context_len, horizon = config.data.lengths(part)
+    manifest = Manifest.load(dataset.path)
     in_full = manifest.split[0] == 0 and manifest.split_by == "time"
+    # The context may have been fitted to the data.
+    part = replace(dataset.part, context_len=dataset.spec.context_len)
     subject = Subject(
         model=config.model,
         dataset=number,
-        prompt=None if known is None else known.prompt_of(part, config.data, manifest.frequency),
-        path=path,
-        split=config.split,
-        context_len=context_len,
-        horizon=horizon,
-        short_series=part.short_series,
+        prompt=None if model is None else model.prompt_of(part, config.data, dataset.frequency),
+        path=dataset.path,
+        spec=replace(dataset.spec.of(config.split), train_fraction=1.0),
         m4=config.protocol == "m4" or (config.protocol == "auto" and in_full),
         batch_size=config.batch_size,
         channels=manifest.channels,
@@ -137,7 +134,7 @@ def _subject(
         return subject
     from timellama_dist.evaluation.baseline_job import fit_shortcut
 
-    return replace(subject, map_LH=fit_shortcut(path, config.data, part))
+    return replace(subject, map_LH=fit_shortcut(dataset.path, dataset.spec))
 
 
 def score_set(
@@ -159,7 +156,7 @@ def score_set(
         max_retries=0,
     )
     streams: list[Any] = [share.remote(subject, rank, num_workers) for rank in range(num_workers)]
-    found: list[Scores] = []
+    shares: list[Scores] = []
     while streams:
         ready: Any = ray.wait(streams)[0][0]
         try:
@@ -172,12 +169,12 @@ def score_set(
                 raise error.cause from None
             raise
         progress.add(windows)
-        found += [] if scores is None else [scores]
-    return reduce(add, found)
+        shares += [] if scores is None else [scores]
+    return reduce(add, shares)
 
 
 def figures(split: str, scores: "Scores", channels: Sequence[str]) -> dict[str, Any]:
-    """What the results say of one data set: its figures, also by step and by channel."""
+    """Collect the figures of one data set, also by step and by channel."""
     by_channel = scores.by_channel()
     return {
         "windows": scores.errors.windows,

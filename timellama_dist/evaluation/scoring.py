@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from timellama_dist.data.prepared.scaling import Scaler
 from timellama_dist.data.tables.frequency import m4_season_len
-from timellama_dist.data.windows.index import series_in_split, train_rows
 from timellama_dist.data.windows.reader import WindowReader
 from timellama_dist.data.windows.spans import Batch, RowSpans
 from timellama_dist.evaluation.forecasters import Forecaster, Naive2Forecaster
@@ -23,7 +22,7 @@ _MOST_ROWS = 1 << 20
 
 
 class Yardstick:
-    """What the windows of a split are measured by: in-sample errors, and Naive2.
+    """Measures forecasts of the windows of a split: in-sample errors, and Naive2, are its scale.
 
     Args:
         reader: reader of the split's windows.
@@ -48,16 +47,16 @@ class Yardstick:
             # The past of a series' first window ends where the part begins.
             ends = history.index.first_start + history.spec.context_len
         elif manifest.split_by == "series":
-            member = series_in_split(manifest.num_series, manifest.split, "train")
+            member = manifest.split_rule.members(manifest.num_series, "train")
             ends = np.where(member, reader.num_rows, 0)
         else:
-            ends = train_rows(reader.num_rows, manifest.split)
+            ends = manifest.split_rule.train_rows(reader.num_rows)
         self.scale_SC = insample_errors(
             reader, ends, self.season_len, pooled=manifest.split_by == "series"
         )
 
     def score(self, forecaster: Forecaster, batches: Iterable[Batch]) -> Iterator[Scores]:
-        """The scores of each batch, to be added; windows of weight 0 count nothing."""
+        """Score each batch, to be added; windows of weight 0 count nothing."""
         for padded in batches:
             kept = padded["weight"] > 0
             # The last worker's last batch may be nothing but padding.
@@ -81,7 +80,7 @@ class Yardstick:
 def insample_errors(
     reader: WindowReader, ends: IntArray, season_len: int, *, pooled: bool = False
 ) -> NDArray[np.float64]:
-    """Mean absolute difference to the value a season before, in each series' first rows.
+    """Average absolute differences to the value a season before, in each series' first rows.
 
     Args:
         reader: reader of the data set.
@@ -110,12 +109,12 @@ def insample_errors(
     sums_SC *= reader.scaler.std
     if pooled:
         sums_SC, counts_SC = (
-            np.broadcast_to(one.sum(axis=0), shape) for one in (sums_SC, counts_SC)
+            np.broadcast_to(totals.sum(axis=0), shape) for totals in (sums_SC, counts_SC)
         )
     return np.divide(sums_SC, counts_SC, out=np.zeros(shape), where=counts_SC > 0)
 
 
 def _runs(labels: IntArray) -> list[tuple[int, int]]:
-    """Where each stretch of equal labels begins and ends."""
+    """Find where each stretch of equal labels begins and ends."""
     borders = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
     return list(pairwise(borders))

@@ -9,6 +9,7 @@ import numpy as np
 
 from timellama_dist.data.windows.orders import EvaluationOrder
 from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.data.windows.stream import stream_batches
 from timellama_dist.evaluation.forecasters import (
     Forecaster,
@@ -24,7 +25,7 @@ _TELL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """What is scored on one data set; plain values, for every worker."""
+    """A model or baseline to be scored on one data set; plain values, for every worker."""
 
     model: str
     """Path or URI of an exported model, or a baseline's name."""
@@ -34,10 +35,7 @@ class Subject:
     """Instead of the prompt that the model has for it."""
     path: str
     """The prepared data."""
-    split: str
-    context_len: int
-    horizon: int
-    short_series: str
+    spec: WindowSpec
     m4: bool
     batch_size: int
     channels: tuple[str, ...]
@@ -45,13 +43,16 @@ class Subject:
     """The fitted ridge."""
 
     def facts(self) -> dict[str, Any]:
-        """What a reader of the figures must know."""
-        names = ("context_len", "horizon", "channels")
-        protocol = "m4" if self.m4 else "windows"
-        return {**{name: getattr(self, name) for name in names}, "protocol": protocol}
+        """Say what a reader of the figures must know."""
+        return {
+            "context_len": self.spec.context_len,
+            "horizon": self.spec.horizon,
+            "channels": self.channels,
+            "protocol": "m4" if self.m4 else "windows",
+        }
 
     def forecaster(self, yardstick: Yardstick) -> Forecaster:
-        """The function that is scored.
+        """Make the function that is scored.
 
         Raises:
             CheckpointError: the exported model can't be loaded.
@@ -63,7 +64,7 @@ class Subject:
         if self.model == "seasonal_naive":
             # The season that training's own table has.
             season_len = yardstick.reader.manifest.season_len
-            return seasonal_naive_forecaster(horizon=self.horizon, season_len=season_len)
+            return seasonal_naive_forecaster(horizon=self.spec.horizon, season_len=season_len)
         return self._exported()
 
     def _exported(self) -> Forecaster:
@@ -78,7 +79,7 @@ class Subject:
             model,
             dataset=self.dataset,
             context_len=card.config["data"]["context_len"],
-            horizon=self.horizon,
+            horizon=self.spec.horizon,
         )
 
 
@@ -90,13 +91,7 @@ def score_share(
     Yields:
         Windows scored since the last time, now and then; with the last of them all their scores.
     """
-    reader = WindowReader(
-        subject.path,
-        context_len=subject.context_len,
-        horizon=subject.horizon,
-        split=subject.split,
-        short_series=subject.short_series,
-    )
+    reader = WindowReader(subject.path, subject.spec)
     yardstick = Yardstick(reader, m4=subject.m4)
     order = EvaluationOrder(
         num_windows=len(reader),
@@ -105,11 +100,11 @@ def score_share(
         world_size=world_size,
     )
     batches = stream_batches(reader, order, batch_size=subject.batch_size)
-    total = Scores.zeros(subject.horizon, len(subject.channels))
-    told, last = 0, time.monotonic()
+    total = Scores.zeros(subject.spec.horizon, len(subject.channels))
+    reported, last = 0, time.monotonic()
     for scores in yardstick.score(subject.forecaster(yardstick), batches):
         total += scores
         if time.monotonic() - last >= _TELL_S:
-            yield total.errors.windows - told, None
-            told, last = total.errors.windows, time.monotonic()
-    yield total.errors.windows - told, total
+            yield total.errors.windows - reported, None
+            reported, last = total.errors.windows, time.monotonic()
+    yield total.errors.windows - reported, total

@@ -1,17 +1,16 @@
 """Exact evaluation over the windows of a split, whatever the number of ranks."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timellama_dist.data.windows.spans import Batch
 from timellama_dist.evaluation.metrics import ErrorSums
 from timellama_dist.evaluation.routing import RoutingSums
 from timellama_dist.ranks import summed_over_ranks
-
-Batch = Mapping[str, np.ndarray]
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from timellama_dist.data.prepared.scaling import Scaler
 from timellama_dist.data.tables.frames import Frame, like, to_pandas
 from timellama_dist.data.tables.long_form import future_times, long_form
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.parsing import Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.series import Series, Table
 from timellama_dist.errors import ConfigError, require_at_least
 from timellama_dist.forecast.contexts import forecast_batch, roll_forecasts

@@ -90,8 +90,8 @@ def forecast(config: ForecastConfig) -> Summary:
 def _open_input(source: Place, output: Place, card: "DatasetCard") -> tuple["JobPlan | None", str]:
     """How a raw table is to be prepared, None if it is; and what changes when the input does."""
     from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
+    from timellama_dist.data.prepared.options import PrepareOptions
     from timellama_dist.data.prepared.plan import plan_job
-    from timellama_dist.data.prepared.write import PrepareOptions
     from timellama_dist.forecast.tables import check_table, table_options
 
     if (source / MANIFEST_NAME).is_file():
@@ -189,7 +189,7 @@ def _is_wide(data: Place, plan: "JobPlan | None") -> bool:
     from timellama_dist.data.prepared.history import SeriesReader
 
     if plan is not None:
-        return plan.recipe.columns.layout == "wide" or plan.recipe.options.series == "channels"
+        return plan.parser.columns.layout == "wide" or plan.parser.options.series == "channels"
     reader = SeriesReader(data)
     return list(reader.unique_ids) == [reader.manifest.name]
 

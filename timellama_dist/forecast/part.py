@@ -17,13 +17,13 @@ from timellama_dist.storage import open_place
 
 
 def part_file(part: int) -> str:
-    """Name of a part's file."""
+    """Name a part's file."""
     return f"part-{part:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartTask:
-    """What every actor is told."""
+    """What every actor needs to forecast its parts; plain values."""
 
     model: str
     fingerprint: str
@@ -37,7 +37,7 @@ class PartTask:
     part_windows: int
     horizon: int
     truth: bool
-    """The targets are known, and written beside the forecasts."""
+    """The targets are there, and are written beside the forecasts."""
     batch_size: int
     unpack: bool | None
 
@@ -79,14 +79,14 @@ def forecast_parts(
 class _PartForecaster:
     """An actor: holds the model and the data's reader."""
 
-    def __init__(self, told: Any) -> None:
+    def __init__(self, task: Any) -> None:
         import ray
         import torch
 
         from timellama_dist.data.prepared.history import SeriesReader
         from timellama_dist.forecast.forecaster import TimeLlamaForecaster
 
-        self.task: PartTask = ray.get(told)
+        self.task: PartTask = ray.get(task)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.forecaster = TimeLlamaForecaster.load(
             self.task.model, device=device, unpack=self.task.unpack
@@ -115,24 +115,25 @@ class _PartForecaster:
         from timellama_dist.data.tables.long_form import future_times, long_form
         from timellama_dist.data.tables.series import Series
 
-        task, known = self.task, self.forecaster
+        task, forecaster = self.task, self.forecaster
         after = task.horizon if task.truth else 0
-        context_len = known.dataset(task.dataset).card.context_len
+        context_len = forecaster.dataset(task.dataset).card.context_len
         series, truth, cutoffs = [], [], []
         for number, seen in zip(*task.index.locate(ids), strict=True):
             begin = max(seen - context_len, 0)
-            one = self.reader.read(number, begin, seen + after)
+            rows = self.reader.read(number, begin, seen + after)
             past = seen - begin
             name = str(self.unique_ids[number])
-            series.append(Series(name, one.timestamps[:past], one.values[:past]))
-            truth.append(one.values[past:])
-            cutoffs.append(one.timestamps[past - 1])
-        yhat_BHC = known.forecast_series(series, dataset=task.dataset, batch_size=task.batch_size)[
-            :, : task.horizon
-        ]
+            series.append(Series(name, rows.timestamps[:past], rows.values[:past]))
+            truth.append(rows.values[past:])
+            cutoffs.append(rows.timestamps[past - 1])
+        forecast_BHC = forecaster.forecast_series(
+            series, dataset=task.dataset, batch_size=task.batch_size
+        )
+        yhat_BHC = forecast_BHC[:, : task.horizon]
         cutoff_B = np.array(cutoffs)
         return long_form(
-            [one.unique_id for one in series],
+            [past.unique_id for past in series],
             future_times(cutoff_B, self.reader.manifest.frequency, task.horizon),
             self.reader.manifest.channels,
             {"yhat": yhat_BHC} | ({"y": np.stack(truth)} if task.truth else {}),

@@ -13,8 +13,9 @@ import pandas as pd
 from pandas.tseries.frequencies import to_offset
 from pandas.tseries.offsets import Day, Tick
 
+from timellama_dist.data.tables.columns import ID_COLUMN, TIME_COLUMN
 from timellama_dist.data.tables.long_form import Times, future_times
-from timellama_dist.data.tables.parsing import ID_COLUMN, TIME_COLUMN, Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.series import Series, Table
 from timellama_dist.errors import UserError
 from timellama_dist.forecast.datasets import TrainedDataset

@@ -1,18 +1,18 @@
-"""What a planned run will train on, in words."""
+"""Says in words what a planned run will train on."""
 
 from collections.abc import Mapping
 
 from timellama_dist.config.schema import BackboneSection, ScalingSection
-from timellama_dist.data.windows.index import SPLIT_NAMES, SplitName
+from timellama_dist.data.windows.spec import SPLIT_NAMES, SplitName
 from timellama_dist.train.plan import RunPlan
 
 
 def describe(plan: RunPlan) -> str:
-    """What will be trained: a line, one for each data set if there are several, what is skipped."""
+    """Say what will be trained: a line, one for each of several data sets, what is skipped."""
     config = plan.config
     sets = [
-        f"{one.part.name}: {one.num_channels} channels, windows: {_counts(one.num_windows)}"
-        for one in plan.sets
+        f"{dataset.name}: {dataset.num_channels} channels, windows: {_counts(dataset.num_windows)}"
+        for dataset in plan.sets
         if len(plan.sets) > 1
     ]
     summary = (
@@ -21,7 +21,8 @@ def describe(plan: RunPlan) -> str:
         f"{_encoder(config.backbone)}, {_workers(config.scaling)} workers"
     )
     # Of a set that was prepared before, they were printed then.
-    notes = [f"note: {note}" for one in plan.sets if one.table for note in one.table.notes]
+    tables = [dataset.preparation.draft for dataset in plan.sets if dataset.preparation]
+    notes = [f"note: {note}" for draft in tables for note in draft.notes]
     return "\n".join([*sets, summary, *_fitted(plan), *_skipped(plan), *notes])
 
 
@@ -38,7 +39,7 @@ def _workers(scaling: ScalingSection) -> str:
 
 
 def _fitted(plan: RunPlan) -> list[str]:
-    train, most = plan.config.train, max(one.num_windows["validation"] for one in plan.sets)
+    train, most = plan.config.train, max(dataset.num_windows["validation"] for dataset in plan.sets)
     if train.validate_windows is None or train.validate_windows >= most:
         return []
     return [
@@ -48,18 +49,17 @@ def _fitted(plan: RunPlan) -> list[str]:
 
 
 def _skipped(plan: RunPlan) -> list[str]:
-    data = plan.config.data
     lines = []
-    for one in plan.sets:
+    for dataset in plan.sets:
+        spec = dataset.spec
         # A padded window needs its target and one row of past.
-        context_len, horizon = data.lengths(one.part)
-        past = 1 if one.part.short_series == "pad" else context_len
-        of = f" of {one.part.name}" if len(plan.sets) > 1 else ""
+        past = 1 if spec.short_series == "pad" else spec.context_len
+        of = f" of {dataset.name}" if len(plan.sets) > 1 else ""
         lines += [
-            f"{index.num_skipped} of {index.num_series} series{of} are too short for a {name} "
-            f"window of {past + horizon} rows and are skipped"
-            for name, index in one.indexes.items()
-            if index.num_skipped
+            f"{counts.num_skipped} of {counts.num_series} series{of} are too short for a {split} "
+            f"window of {past + spec.horizon} rows and are skipped"
+            for split, counts in dataset.counts.items()
+            if counts.num_skipped
         ]
     return lines
 

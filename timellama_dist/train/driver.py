@@ -17,7 +17,7 @@ from timellama_dist.versions import versions
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from timellama_dist.data.windows.mixture import PreparedSet
+    from timellama_dist.data.dataset import Dataset
     from timellama_dist.model.card import DatasetCard
     from timellama_dist.model.linear_fit import Float64
     from timellama_dist.storage import Place
@@ -178,7 +178,7 @@ def _run_dir(config: RunConfig, prefix: str) -> Path:
     return run_dir
 
 
-def _open_run_dir(plan: "RunPlan", run_dir: Path) -> list["PreparedSet"]:
+def _open_run_dir(plan: "RunPlan", run_dir: Path) -> list["Dataset"]:
     """Make the run directory, with what the run was resolved to; returns the prepared data."""
     from timellama_dist.train.run_directory import CONFIG, copy_config
 
@@ -189,27 +189,23 @@ def _open_run_dir(plan: "RunPlan", run_dir: Path) -> list["PreparedSet"]:
     return sets
 
 
-def fit_shortcuts(plan: "RunPlan", sets: Sequence["PreparedSet"]) -> list["Float64"]:
+def fit_shortcuts(plan: "RunPlan", sets: Sequence["Dataset"]) -> list["Float64"]:
     """The linear map of each data set."""
     from timellama_dist.evaluation.baseline_job import fit_shortcut
 
-    data, model = plan.config.data, plan.config.model
-    return [
-        fit_shortcut(one.path, data, part, model)
-        for one, part in zip(sets, data.parts, strict=True)
-    ]
+    return [fit_shortcut(dataset.path, dataset.spec, plan.config.model) for dataset in sets]
 
 
 def _baselines(
-    plan: "RunPlan", sets: Sequence["PreparedSet"], maps: Sequence["Float64"]
+    plan: "RunPlan", sets: Sequence["Dataset"], maps: Sequence["Float64"]
 ) -> dict[str, Any]:
     """By data set."""
     from timellama_dist.evaluation.baseline_job import score_baselines
 
-    data, clip = plan.config.data, plan.config.model.clip
+    clip = plan.config.model.clip
     return {
-        one.name: score_baselines(one.path, data, part, map_LH, clip)
-        for one, part, map_LH in zip(sets, data.parts, maps, strict=True)
+        dataset.name: score_baselines(dataset.path, dataset.spec, map_LH, clip)
+        for dataset, map_LH in zip(sets, maps, strict=True)
     }
 
 

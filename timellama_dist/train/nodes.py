@@ -1,4 +1,4 @@
-"""What every node of a cluster must have for a run, looked at before a worker starts.
+"""Checks that every node of a cluster has what a run needs, before a worker starts.
 
 Nodes that an autoscaler adds later are not there to be looked at.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from timellama_dist.console.program import program
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME
 from timellama_dist.errors import ConfigError, DataError, UserError
+from timellama_dist.program import program
 from timellama_dist.storage import open_place
 from timellama_dist.train.run_directory import run_place
 from timellama_dist.versions import installed_versions
@@ -40,7 +40,7 @@ class Needed:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one node says of itself."""
+    """What one node has, as it reports itself."""
 
     missing: tuple[Needed, ...]
     refused: tuple[tuple[Needed, str], ...]
@@ -60,7 +60,7 @@ def check_nodes(plan: "RunPlan") -> None:
     """
     import ray
 
-    nodes = [one for one in ray.nodes() if one["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
         return
     with _needed(plan) as needed:
@@ -71,25 +71,25 @@ def check_nodes(plan: "RunPlan") -> None:
 
 
 def look_around(needed: Sequence[Needed]) -> Seen:
-    """Run on a node: what it sees of what it should."""
+    """Report what this node sees of what it should; runs on the node."""
     missing, refused = [], []
-    for one in needed:
-        place = open_place(one.file)
+    for need in needed:
+        place = open_place(need.file)
         if not place.exists():
-            missing.append(one)
-        elif one.written:
-            own = open_place(f"{one.file}-{uuid4().hex}")
+            missing.append(need)
+        elif need.written:
+            own = open_place(f"{need.file}-{uuid4().hex}")
             try:
                 own.write_text("may a node write here?")
                 own.delete()
             except DataError as error:
-                refused.append((one, str(error)))
+                refused.append((need, str(error)))
     interfaces = tuple(name for _, name in socket.if_nameindex())
     return Seen(tuple(missing), tuple(refused), installed_versions(), interfaces)
 
 
 def different_versions(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """One phrase for each package whose version isn't the driver's."""
+    """Name the packages whose version isn't the driver's, a phrase for each."""
     return [
         f"{name} {there.get(name, '(missing)')} (the driver {here.get(name, 'none')})"
         for name in sorted(here.keys() | there.keys())
@@ -99,20 +99,20 @@ def different_versions(there: Mapping[str, str], here: Mapping[str, str]) -> lis
 
 @contextmanager
 def _needed(plan: "RunPlan") -> Iterator[list[Needed]]:
-    """What the nodes must see, with files to look for while this lasts."""
+    """List what the nodes must see; files to look for are there while this lasts."""
     config = plan.config
     run_dir, storage = open_place(str(config.run.dir)), run_place(config)
-    found = []
-    for number, one in enumerate(plan.sets):
-        if one.table is None:
-            place, key = open_place(one.part.path), config.data.part_key(number)
+    needs = []
+    for number, dataset in enumerate(plan.sets):
+        if dataset.preparation is None:
+            place, key = open_place(dataset.path), config.data.part_key(number)
             remedy = "put the prepared data on storage that all nodes share"
-            found.append(Needed(f"{key}.path={place}", (place / MANIFEST_NAME).uri, remedy))
+            needs.append(Needed(f"{key}.path={place}", (place / MANIFEST_NAME).uri, remedy))
     if (backbone := Path(config.backbone.name).expanduser()).exists():
         remedy = "put the backbone there too, or on storage that all nodes share"
-        found.append(Needed(f"backbone.name={backbone}", str(backbone), remedy))
+        needs.append(Needed(f"backbone.name={backbone}", str(backbone), remedy))
     shared = {storage: _storage_need(config.run.storage_path is None, storage)}
-    if any(one.table is not None for one in plan.sets) and run_dir != storage:
+    if any(dataset.preparation is not None for dataset in plan.sets) and run_dir != storage:
         remedy = (
             "it would hold the prepared table: choose a shared one, or prepare the table before, "
             f"to shared storage, with {program('prepare')}"
@@ -124,8 +124,8 @@ def _needed(plan: "RunPlan") -> Iterator[list[Needed]]:
         for place, (what, remedy) in shared.items():
             place.make_dirs()
             probes[place].write_text("does every node see this?")
-            found.append(Needed(what, probes[place].uri, remedy, written=True))
-        yield found
+            needs.append(Needed(what, probes[place].uri, remedy, written=True))
+        yield needs
     except UserError:
         for place in made:
             place.delete()
@@ -149,13 +149,13 @@ def _storage_need(in_run_dir: bool, storage: Any) -> tuple[str, str]:
 def _ask(
     nodes: Sequence[Mapping[str, Any]], needed: Sequence[Needed]
 ) -> Iterator[tuple[str, Seen]]:
-    """Each node's address, and what it sees."""
+    """Ask each node what it sees; yields its address with the answer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0, max_retries=0)(look_around)
-    there = [NodeAffinitySchedulingStrategy(one["NodeID"], soft=False) for one in nodes]
-    asked = [look.options(scheduling_strategy=one).remote(needed) for one in there]
+    strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [look.options(scheduling_strategy=strategy).remote(needed) for strategy in strategies]
     for node, answer in zip(nodes, asked, strict=True):
         address = node["NodeManagerAddress"]
         try:

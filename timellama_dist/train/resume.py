@@ -1,4 +1,4 @@
-"""What a resumed run may change of what it was begun with."""
+"""Refuses changes that a resumed run may not make to what it was begun with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from timellama_dist.train.checkpoint.files import newest_state
 from timellama_dist.train.run_directory import checkpoints_place
 
 if TYPE_CHECKING:
-    from timellama_dist.train.plan import PlannedSet
+    from timellama_dist.data.dataset import Dataset
 
 _FIXED = ("data", "backbone", "dlora", "model", "train.seed", "train.batch_size")
 
@@ -29,7 +29,7 @@ def check_resumed(begun: RunConfig, now: RunConfig) -> None:
     """
     before, after = (dict(_flat(config.to_dict())) for config in (begun, now))
     for key, value in after.items():
-        fixed = any(key == one or key.startswith(f"{one}.") for one in _FIXED)
+        fixed = any(key == name or key.startswith(f"{name}.") for name in _FIXED)
         # Fitted anew, to the same data.
         fixed &= not (key == "data.context_len" and now.data.fit_context)
         if fixed and before.get(key) != value:
@@ -39,7 +39,7 @@ def check_resumed(begun: RunConfig, now: RunConfig) -> None:
             )
 
 
-def check_content(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
+def check_content(config: RunConfig, sets: Sequence["Dataset"]) -> None:
     """Refuse data and backbone that are not those that the checkpoints were trained on and with.
 
     A table may have got new rows since, which would cut it into other windows.
@@ -52,11 +52,13 @@ def check_content(config: RunConfig, sets: Sequence["PlannedSet"]) -> None:
     state = newest_state(checkpoints_place(config))
     if state is None:
         return
-    for one, begun in zip(sets, state.position.get("data", ()), strict=False):
-        if one.content_hash != begun:
+    hashes = state.position.get("data", ())
+    for number, (dataset, begun) in enumerate(zip(sets, hashes, strict=False)):
+        if dataset.content_hash != begun:
             raise ConfigError(
-                f"data.path: {one.part.path} cannot be changed in a resumed run: its content is "
-                "not what the run was begun with; put it back, or begin another run"
+                f"{config.data.part_key(number)}.path: {dataset.path} cannot be changed in a "
+                "resumed run: its content is not what the run was begun with; put it back, or "
+                "begin another run"
             )
     # With it comes torch.
     from timellama_dist.backbone.fingerprint import check_backbone

@@ -1,11 +1,11 @@
-"""Where a run keeps its checkpoints and a copy of what matters: `run.storage_path`."""
+"""Knows where a run keeps its checkpoints and a copy of what matters: `run.storage_path`."""
 
 from contextlib import suppress
 from uuid import uuid4
 
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.console.program import command_line
 from timellama_dist.errors import ConfigError, DataError
+from timellama_dist.program import command_line
 from timellama_dist.storage import Place, copy_tree, open_place
 from timellama_dist.train.checkpoint.files import newest_valid, refuse_damaged
 
@@ -16,12 +16,12 @@ _RESULTS = ("model", "report.html", "forecasts.png", "metrics.json")
 
 
 def checkpoints_place(config: RunConfig) -> Place:
-    """The folder of the run's checkpoints."""
+    """Return the folder of the run's checkpoints."""
     return run_place(config) / CHECKPOINTS
 
 
 def run_place(config: RunConfig) -> Place:
-    """The folder above the run's checkpoints: its own in the storage, or the run directory."""
+    """Return the folder above the checkpoints: the run's own in the storage, or its directory."""
     run_dir = open_place(str(config.run.dir))
     if config.run.storage_path is None:
         return run_dir
@@ -60,7 +60,7 @@ def _probe(storage: Place) -> None:
 
 
 def begun_config(config: RunConfig) -> Place:
-    """The configuration a run was begun with: its storage's, where the run directory is lost.
+    """Find the configuration a run was begun with: its storage's, if the run directory is lost.
 
     Raises:
         ConfigError: neither has one.
@@ -86,7 +86,7 @@ def copy_config(config: RunConfig) -> None:
 
 
 def holds_checkpoint(config: RunConfig) -> bool:
-    """Is there a valid one to go on from? False also where the storage doesn't answer."""
+    """Is there a valid checkpoint to go on from? False also where the storage doesn't answer."""
     with suppress(DataError):
         return newest_valid(checkpoints_place(config))[0] is not None
     return False

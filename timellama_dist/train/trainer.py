@@ -16,7 +16,7 @@ from timellama_dist.cluster import Resources, worker_environment
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import on_interrupt
 from timellama_dist.console.monitor import ProgressLine
-from timellama_dist.data.windows.mixture import PreparedSet
+from timellama_dist.data.dataset import Dataset
 from timellama_dist.errors import InterruptedRunError
 from timellama_dist.model.linear_fit import Float64
 from timellama_dist.train.plan import RunPlan
@@ -37,7 +37,7 @@ _RESIZE_S = 30.0
 
 def make_trainer(
     plan: RunPlan,
-    sets: Sequence[PreparedSet],
+    sets: Sequence[Dataset],
     maps: Sequence[Float64],
     resources: Resources,
     monitor: str | None,
@@ -70,7 +70,7 @@ def make_trainer(
     spec = WorkerSpec(
         config=config.to_dict(),
         deepspeed=deepspeed,
-        datasets=[asdict(dataset) for dataset in sets],
+        datasets=[dataset.to_dict() for dataset in sets],
         use_gpu=resources.use_gpu,
         checkpoints=checkpoints_place(config).uri,
         shortcuts=None if shortcuts is None else shortcuts.uri,

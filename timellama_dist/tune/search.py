@@ -12,8 +12,8 @@ from timellama_dist.config.load import (
     load_settings,
 )
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.console.program import command_line
 from timellama_dist.errors import ConfigError, InterruptedRunError
+from timellama_dist.program import command_line
 from timellama_dist.tune.settings import SearchConfig
 
 if TYPE_CHECKING:

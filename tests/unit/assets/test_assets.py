@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from timellama_dist.assets import fetch as assets
+from timellama_dist.assets.catalog import DatasetAsset
+from timellama_dist.assets.gguf import convert_gguf
 from timellama_dist.errors import ConfigError
 
 CSV = b"unique_id,ds,y\na,2020-01-01,1.0\n"
@@ -48,7 +50,7 @@ def toy_wheel(folder: Path) -> str:
 
 
 def know_toy(monkeypatch, sha256: str) -> None:
-    asset = assets.DatasetAsset(
+    asset = DatasetAsset(
         name="toy",
         package="toy-data",
         version="1.2",
@@ -155,19 +157,19 @@ def test_epf_is_two_markets_of_hourly_rows_without_gaps():
 def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(ConfigError, match=r"model\.gguf is not a GGUF file"):
-        assets.convert_gguf(tmp_path / "model.gguf")
+        convert_gguf(tmp_path / "model.gguf")
 
 
 def test_a_truncated_gguf_is_refused_in_one_line(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(100))
     with pytest.raises(ConfigError, match=r"cannot read .*model\.gguf") as caught:
-        assets.convert_gguf(tmp_path / "model.gguf")
+        convert_gguf(tmp_path / "model.gguf")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_gguf_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no such file: .*model\.gguf"):
-        assets.convert_gguf(tmp_path / "model.gguf")
+        convert_gguf(tmp_path / "model.gguf")
 
 
 @pytest.fixture
@@ -216,7 +218,7 @@ def test_a_gguf_becomes_a_folder_of_plain_bfloat16_weights(tiny_gguf, capfd):
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    folder = assets.convert_gguf(tiny_gguf)
+    folder = convert_gguf(tiny_gguf)
     state = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
     assert "lm_head.weight" not in state
@@ -229,7 +231,7 @@ def test_a_gguf_becomes_a_folder_of_plain_bfloat16_weights(tiny_gguf, capfd):
         expected = torch.from_numpy(stored[f"{name}.weight"].copy())
         assert torch.equal(state[f"model.{ours}.weight"].float(), expected)
     assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["a", "ab"]) == [3, 29]
-    assert assets.convert_gguf(tiny_gguf) == folder
+    assert convert_gguf(tiny_gguf) == folder
     assert capfd.readouterr().err == ""
 
 
@@ -237,4 +239,4 @@ def test_a_gguf_that_lacks_a_tensor_is_refused(tiny_gguf):
     content = tiny_gguf.read_bytes()
     tiny_gguf.write_bytes(content.replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_xx.weight"))
     with pytest.raises(ConfigError, match=r"lacks 1 tensors, such as .*up_proj"):
-        assets.convert_gguf(tiny_gguf)
+        convert_gguf(tiny_gguf)

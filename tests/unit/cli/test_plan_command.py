@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from timellama_dist.assets.fetch import BACKBONES, cache_dir
+from timellama_dist.assets.cache import cache_dir
+from timellama_dist.assets.catalog import BACKBONES
 from timellama_dist.cli.plan import NAMED_SHAPES, main
 from timellama_dist.planning.policy import POLICIES
 from timellama_dist.planning.shape import LlamaShape

@@ -9,6 +9,7 @@ import pytest
 from timellama_dist.data.prepared.write import prepare
 from timellama_dist.data.tables.options import TableOptions
 from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.errors import ConfigError
 from timellama_dist.evaluation import scoring
 from timellama_dist.evaluation.forecasters import linear_forecaster, seasonal_naive_forecaster
@@ -21,7 +22,7 @@ HORIZON = 6
 
 def read(path: Path, **options: object) -> WindowReader:
     arguments = {"context_len": 24, "horizon": HORIZON, "split": "test", **options}
-    return WindowReader(path, **arguments)
+    return WindowReader(path, WindowSpec(**arguments))
 
 
 def total(yardstick: Yardstick, forecaster, padding: int = 0) -> Scores:
@@ -135,7 +136,9 @@ def test_series_that_are_cut_by_series_share_one_in_sample_error(tmp_path: Path)
     pd.concat(parts).to_csv(tmp_path / "long.csv", index=False)
     prepare(tmp_path / "long.csv", tmp_path / "long", split_by="series")
     reader = read(tmp_path / "long")
-    train = WindowReader(tmp_path / "long", context_len=24, horizon=HORIZON, split="train")
+    train = WindowReader(
+        tmp_path / "long", WindowSpec(context_len=24, horizon=HORIZON, split="train")
+    )
     seen = {str(train.unique_ids[n]) for n in train.read(np.arange(len(train)))["series"]}
     assert len(seen) == 7
     scale = np.mean([np.abs(values[name][24:] - values[name][:-24]) for name in seen])

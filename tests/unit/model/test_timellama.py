@@ -15,12 +15,12 @@ from timellama_dist.config.schema import (
     RunConfig,
     TrainSection,
 )
+from timellama_dist.data.prompts import task_prompt
 from timellama_dist.errors import ConfigError
 from timellama_dist.model.ablations import AttentionBlock
 from timellama_dist.model.alignment import PromptAlignment
 from timellama_dist.model.build import build_model, parameter_counts
 from timellama_dist.model.normalization import InstanceNorm
-from timellama_dist.model.prompts import task_prompt
 from timellama_dist.model.timellama import TimeLlama
 
 CHANNELS, CONTEXT, HORIZON = 3, 24, 8

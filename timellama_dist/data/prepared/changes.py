@@ -1,4 +1,4 @@
-"""What of a prepared data set can stay when some files of its table have changed."""
+"""Decides what of a prepared data set can stay when some files of its table have changed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from timellama_dist.data.prepared.manifest import DataFile, InputFile, Manifest
-from timellama_dist.data.prepared.write import UNTRAINED
+from timellama_dist.data.prepared.series_table import UNTRAINED
+from timellama_dist.data.tables.columns import ID_COLUMN
 from timellama_dist.data.tables.files import cut_pieces, read_piece
-from timellama_dist.data.tables.parsing import ID_COLUMN
 from timellama_dist.data.tables.series import Table
-from timellama_dist.data.tables.table import Recipe
+from timellama_dist.data.tables.table import TableParser
 from timellama_dist.storage import Place
 
 _THREADS = 8
@@ -41,7 +41,7 @@ class Kept:
 
     @classmethod
     def nothing(cls) -> "Kept":
-        """All is made anew."""
+        """Keep nothing: all is made anew."""
         none = np.zeros(0, object)
         return cls(
             files=(),
@@ -62,10 +62,10 @@ class Kept:
         if not len(self.firsts) or not len(typed):
             return typed
         ids = typed[ID_COLUMN].to_pandas().to_numpy(object)
-        return typed.filter(pa.array(~self._inside(ids)))
+        return typed.filter(pa.array(~self.holds(ids)))
 
     def apart(self, table: Table) -> Iterator[Table]:
-        """A table cut where a range that stays lies between two of its series."""
+        """Cut a table where a range that stays lies between two of its series."""
         if not table.unique_ids:
             return
         gaps = np.searchsorted(self.firsts, np.array(table.unique_ids, object), side="right")
@@ -85,7 +85,8 @@ class Kept:
             series = pa.concat_tables([kept, series], promote_options="default")
         return every, series.sort_by(ID_COLUMN)
 
-    def _inside(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
+    def holds(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
+        """Mark the ids that lie in a range that stays, shape (ids,)."""
         place = np.searchsorted(self.firsts, ids, side="right") - 1
         return (place >= 0) & (ids <= self.lasts[np.maximum(place, 0)])
 
@@ -93,7 +94,7 @@ class Kept:
 def kept_files(
     existing: Manifest,
     output: Place,
-    recipe: Recipe,
+    parser: TableParser,
     files: Sequence[Place],
     inputs: Sequence[InputFile],
 ) -> Kept:
@@ -102,17 +103,17 @@ def kept_files(
     Args:
         existing: the data set as it is, made with the same options.
         output: its folder.
-        recipe: how the table is read.
+        parser: how the table is read.
         files: the table's files now.
         inputs: the same, with fingerprints.
     """
-    if existing.split_by == "series" or existing.channels != recipe.columns.values:
+    if existing.split_by == "series" or existing.channels != parser.columns.values:
         return Kept.nothing()
-    now = {one.path: number for number, one in enumerate(inputs)}
+    now = {file.path: number for number, file in enumerate(inputs)}
     same = {
-        number: now[one.path]
-        for number, one in enumerate(existing.inputs)
-        if one.path in now and inputs[now[one.path]].fingerprint == one.fingerprint
+        number: now[file.path]
+        for number, file in enumerate(existing.inputs)
+        if file.path in now and inputs[now[file.path]].fingerprint == file.fingerprint
     }
     changed = [number for number in range(len(inputs)) if number not in set(same.values())]
     ranges = [
@@ -120,7 +121,7 @@ def kept_files(
         for group in _ranges(existing.files)
         if all(number in same for file in group for number in file.inputs)
     ]
-    fresh = _ids([files[number] for number in changed], recipe)
+    fresh = _ids([files[number] for number in changed], parser)
     ranges = [group for group in ranges if not _holds(fresh, group)]
     with (output / existing.series_file.path).open_input_file() as file:
         series = pq.read_table(file)
@@ -149,13 +150,13 @@ def kept_files(
         frequency=existing.frequency,
         notes=_earlier(existing.notes) if redone else existing.notes,
     )
-    return replace(kept, series=series.filter(pa.array(kept._inside(ids))))
+    return replace(kept, series=series.filter(pa.array(kept.holds(ids))))
 
 
 def _earlier(notes: Sequence[str]) -> tuple[str, ...]:
     """Notes that may count rows of series that are made anew."""
-    told = (note if note.startswith(_EARLIER) else _EARLIER + note for note in notes)
-    return tuple(dict.fromkeys(told))
+    marked = (note if note.startswith(_EARLIER) else _EARLIER + note for note in notes)
+    return tuple(dict.fromkeys(marked))
 
 
 def _ranges(files: Sequence[DataFile]) -> list[list[DataFile]]:
@@ -169,21 +170,21 @@ def _ranges(files: Sequence[DataFile]) -> list[list[DataFile]]:
     return groups
 
 
-def _ids(files: Sequence[Place], recipe: Recipe) -> NDArray[np.object_]:
+def _ids(files: Sequence[Place], parser: TableParser) -> NDArray[np.object_]:
     """Ids of which these files hold rows, ascending."""
     # Only the column of ids is needed.
-    columns = replace(recipe.columns, time=ID_COLUMN, values=())
+    columns = replace(parser.columns, time=ID_COLUMN, values=())
 
     def ids_of(file: Place) -> set[str]:
-        found: set[str] = set()
+        ids: set[str] = set()
         for piece in cut_pieces([file]):
             for _, raw in read_piece(piece, columns):
-                found |= set(pc.unique(raw[ID_COLUMN].cast(pa.string())).to_pylist())
-        return found
+                ids |= set(pc.unique(raw[ID_COLUMN].cast(pa.string())).to_pylist())
+        return ids
 
     with ThreadPoolExecutor(_THREADS) as pool:
         every = set().union(*pool.map(ids_of, files))
-    return _column(sorted(one for one in every if one is not None))
+    return _column(sorted(unique_id for unique_id in every if unique_id is not None))
 
 
 def _holds(ids: NDArray[np.object_], group: Sequence[DataFile]) -> bool:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from timellama_dist.data.prepared.manifest import Manifest
-from timellama_dist.data.tables.parsing import ID_COLUMN, TIME_COLUMN
+from timellama_dist.data.tables.columns import ID_COLUMN, TIME_COLUMN
 from timellama_dist.data.tables.series import Series
 from timellama_dist.errors import DataError
 from timellama_dist.storage import Location, open_place
@@ -63,8 +63,8 @@ class SeriesReader:
             if start >= last:
                 break
             rows = slice(max(first - start, 0), min(last, stop) - start)
-            parts.append(tuple(one[rows] for one in self._group(group)))
-        times, values = (np.concatenate(one) for one in zip(*parts, strict=True))
+            parts.append(tuple(column[rows] for column in self._group(group)))
+        times, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Series(str(self.unique_ids[number]), times, values)
 
     def _open_file(self, path: str) -> pq.ParquetFile:

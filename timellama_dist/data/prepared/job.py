@@ -1,8 +1,8 @@
-"""Prepares tables of any size as a Ray Data job: read and type, sort by series, arrange and write.
+"""Prepares tables of any size, as a Ray Data job: read and type, sort by series, arrange, write.
 
-Tasks take the steps of `data/`. A block that leaves the sort holds whole series, so a task needs
-the memory of its longest series, or of a few blocks. Nothing but a row a series, and counts, comes
-back to the driver.
+Tasks take the steps that `write.py` takes in memory. A block that leaves the sort holds whole
+series, so a task needs the memory of its longest series, or of a few blocks. Nothing but a row a
+series, and counts, comes back to the driver.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,23 +19,24 @@ from ray.data import DataContext, Dataset
 
 from timellama_dist.cluster import on_this_node, user_error
 from timellama_dist.data.prepared.changes import Kept
+from timellama_dist.data.prepared.draft import Draft
+from timellama_dist.data.prepared.files import write_rows
+from timellama_dist.data.prepared.folder import remove_strays
 from timellama_dist.data.prepared.manifest import DataFile, Manifest
+from timellama_dist.data.prepared.options import PrepareOptions
 from timellama_dist.data.prepared.plan import JobPlan
-from timellama_dist.data.prepared.write import (
+from timellama_dist.data.prepared.series_table import (
     SERIES_SCHEMA,
-    Draft,
-    PrepareOptions,
     describe_series,
     drop_untrained,
     no_training,
-    remove_strays,
-    write_rows,
 )
+from timellama_dist.data.tables.columns import ID_COLUMN, ROW_COLUMN, typed_schema
 from timellama_dist.data.tables.files import Piece, read_piece
 from timellama_dist.data.tables.findings import Finding, Findings
 from timellama_dist.data.tables.frequency import same_step
-from timellama_dist.data.tables.parsing import ID_COLUMN, ROW_COLUMN, file_of, typed_schema
-from timellama_dist.data.tables.table import Recipe, no_step
+from timellama_dist.data.tables.origin import file_of
+from timellama_dist.data.tables.table import TableParser, no_step
 from timellama_dist.storage import Place
 
 _BLOCK_BYTES = (16 << 20, 512 << 20)
@@ -73,9 +74,9 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What every task is told."""
+    """What every task needs."""
 
-    recipe: Recipe
+    parser: TableParser
     prepare: PrepareOptions
     pieces: tuple[Piece, ...]
     output: Place | None
@@ -89,7 +90,7 @@ def run_job(plan: JobPlan, progress: Progress = lambda counts: None) -> Report:
 
     Args:
         plan: what to do.
-        progress: told now and then how far the job is.
+        progress: called now and then with how far the job is.
 
     Raises:
         ConfigError: a split that leaves no series a training row, or no series to train on.
@@ -101,7 +102,7 @@ def run_job(plan: JobPlan, progress: Progress = lambda counts: None) -> Report:
         num_cpus=0, **on_this_node()
     ).remote()
     job = _Job(
-        recipe=plan.recipe,
+        parser=plan.parser,
         prepare=plan.prepare,
         pieces=plan.pieces,
         output=plan.output,
@@ -180,7 +181,7 @@ def _pipeline(job: _Job) -> Dataset:
     def write(typed: pa.Table) -> pa.Table:
         return _write(job, typed)
 
-    whole = job.recipe.columns.layout == "wide" or job.recipe.options.series == "channels"
+    whole = job.parser.columns.layout == "wide" or job.parser.options.series == "channels"
     with DataContext.current(context):
         numbers = list(range(len(job.pieces)))
         source = ray.data.from_items(numbers, override_num_blocks=max(1, len(numbers)))
@@ -193,10 +194,10 @@ def _pipeline(job: _Job) -> Dataset:
 
 def _read(job: _Job, number: int) -> Iterator[pa.Table]:
     piece = job.pieces[number]
-    yield typed_schema(job.recipe.columns).empty_table()
+    yield typed_schema(job.parser.columns).empty_table()
     bytes_left = piece.num_bytes
-    for first_row, raw in read_piece(piece, job.recipe.columns):
-        typed, findings = job.recipe.parse(raw, piece.file, first_row)
+    for first_row, raw in read_piece(piece, job.parser.columns):
+        typed, findings = job.parser.parse(raw, piece.file, first_row)
         # A row group at a time, or a block of a CSV file.
         groups = len(piece.row_groups)
         share = piece.num_bytes // groups if groups else min(piece.num_bytes, raw.nbytes)
@@ -211,15 +212,15 @@ def _read(job: _Job, number: int) -> Iterator[pa.Table]:
 def _write(job: _Job, typed: pa.Table) -> pa.Table:
     if not len(typed):
         return SERIES_SCHEMA.empty_table()
-    table, findings = job.recipe.arrange(typed)
+    table, findings = job.parser.arrange(typed)
     key = ("arrange", str(typed[ID_COLUMN][0]), len(typed))
     parts: list[pa.Table] = []
     files: list[DataFile] = []
     if table is not None:
-        inputs = tuple(int(one) for one in np.unique(file_of(typed[ROW_COLUMN].to_numpy())))
-        table = drop_untrained(table, job.prepare, findings)
+        inputs = tuple(np.unique(file_of(typed[ROW_COLUMN].to_numpy())).tolist())
+        table = drop_untrained(table, job.prepare.split_rule, findings)
         for part in job.kept.apart(table):
-            series = describe_series(part, job.prepare)
+            series = describe_series(part, job.prepare.split_rule)
             parts.append(series)
             if job.output is not None:
                 files += write_rows(part, series, job.output, job.prepare, inputs)
@@ -248,11 +249,14 @@ def _finish(job: _Job, draft: Draft, series: pa.Table, files_read: int) -> Repor
     findings = Findings(state["findings"])
     frequency = _common_frequency(state["frequencies"], job, findings)
     files, series = job.kept.merged(state["files"], series)
+    rule = job.prepare.split_rule
     if job.output is None:
-        if not findings.fatal and (error := no_training(len(series), job.prepare, findings)):
+        if findings.fatal:
+            pass
+        elif error := no_training(len(series), rule, findings):
             findings.add("untrained", str(error), count=1, row=0)
-        elif not findings.fatal and frequency is None:
-            findings.add("frequency", str(no_step(job.recipe.origin)), count=1, row=0)
+        elif frequency is None:
+            findings.add("frequency", str(no_step(job.parser.origin)), count=1, row=0)
         return Report(
             name=draft.name,
             channels=state["channels"] or draft.channels,
@@ -263,35 +267,36 @@ def _finish(job: _Job, draft: Draft, series: pa.Table, files_read: int) -> Repor
             files_read=files_read,
         )
     findings.refuse()
-    if error := no_training(len(series), job.prepare, findings):
+    if error := no_training(len(series), rule, findings):
         raise error
     if frequency is None:
-        raise no_step(job.recipe.origin)
+        raise no_step(job.parser.origin)
     draft = replace(
         draft,
         frequency=frequency,
         channels=state["channels"] or draft.channels,
-        notes=(*job.kept.notes, *(one.text() for one in findings.notes)),
+        notes=(*job.kept.notes, *(note.text() for note in findings.notes)),
     )
     manifest = draft.publish(job.output, files, series)
     return _report(manifest, files_read, tuple(findings))
 
 
 def _common_frequency(
-    found: Mapping[str, tuple[str, int]], job: _Job, findings: Findings
+    frequencies: Mapping[str, tuple[str, int]], job: _Job, findings: Findings
 ) -> str | None:
-    """The step of most blocks; blocks of another one are a fatal finding."""
+    """Take the step of most blocks; blocks of another one are a fatal finding."""
     if job.kept.frequency is not None:
-        found = {**found, job.kept.frequency: ("the series that did not change", 1 << 30)}
-    if not found:
+        unchanged = ("the series that did not change", 1 << 30)
+        frequencies = {**frequencies, job.kept.frequency: unchanged}
+    if not frequencies:
         return None
-    most = max(found, key=lambda alias: found[alias][1])
-    for alias, (first_id, count) in found.items():
+    most = max(frequencies, key=lambda alias: frequencies[alias][1])
+    for alias, (first_id, count) in frequencies.items():
         if not same_step(alias, most):
             findings.add(
                 "frequency",
-                f"{job.recipe.origin.place}: series of different steps: {alias!r} in {first_id!r}, "
-                f"{most!r} in {found[most][0]!r}; prepare them apart",
+                f"{job.parser.origin.place}: series of different steps: {alias!r} in {first_id!r}, "
+                f"{most!r} in {frequencies[most][0]!r}; prepare them apart",
                 count=count,
                 row=0,
             )
@@ -300,7 +305,7 @@ def _common_frequency(
 
 @ray.remote
 class _Ledger:
-    """What the tasks of a job have found and done; a task that is run again counts once."""
+    """The findings and files of a job's tasks; a task that is run again counts once."""
 
     def __init__(self) -> None:
         self._entries: dict[Any, dict[str, Any]] = {}

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from timellama_dist.data.windows.splits import SplitBy, SplitRule
 from timellama_dist.errors import DataError
 from timellama_dist.storage import Location, Place, open_place
 
@@ -52,7 +53,7 @@ class Manifest:
     num_rows: int
     split: tuple[float, ...]
     """As given: three fractions, or three numbers of rows."""
-    split_by: str = "time"
+    split_by: SplitBy = "time"
     """ "time": each series has a part in each split; "series": each series belongs to one."""
     scaler: str
     """How channels are scaled: "standard", by each series' training part (with split_by="series",
@@ -75,6 +76,11 @@ class Manifest:
     @property
     def num_channels(self) -> int:
         return len(self.channels)
+
+    @property
+    def split_rule(self) -> SplitRule:
+        """How its series are divided into splits."""
+        return SplitRule(self.split, self.split_by)
 
     def save(self, folder: Location) -> None:
         """Write `manifest.json` into the folder."""
@@ -132,7 +138,7 @@ def _from_json(fields: dict[str, Any]) -> Manifest:
     made = {
         "files": tuple(_file_from_json(file) for file in fields["files"]),
         "series_file": _file_from_json(fields["series_file"]),
-        "inputs": tuple(InputFile(**one) for one in fields["inputs"]),
+        "inputs": tuple(InputFile(**file) for file in fields["inputs"]),
     }
     return Manifest(**(fields | lists | made))
 

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 from timellama_dist.data.prepared.changes import Kept, kept_files
+from timellama_dist.data.prepared.draft import Draft
+from timellama_dist.data.prepared.folder import existing_data
 from timellama_dist.data.prepared.manifest import InputFile, Manifest
-from timellama_dist.data.prepared.write import Draft, PrepareOptions, existing_data
+from timellama_dist.data.prepared.options import PrepareOptions
 from timellama_dist.data.tables.files import Piece, Source, cut_pieces, list_files, source_name
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.table import Recipe, plan_table
+from timellama_dist.data.tables.table import TableParser, make_parser
 from timellama_dist.storage import Location, Place, open_place
 
 _PIECE_BYTES = 64 << 20
@@ -17,7 +19,7 @@ _PIECE_BYTES = 64 << 20
 class JobPlan:
     """A job that has passed every check that needs no row."""
 
-    recipe: Recipe
+    parser: TableParser
     draft: Draft
     prepare: PrepareOptions
     pieces: tuple[Piece, ...]
@@ -54,13 +56,13 @@ def plan_job(
             something else.
     """
     files = list_files(source)
-    recipe = plan_table(files, prepare.name or source_name(source, files), table)
+    parser = make_parser(files, prepare.name or source_name(source, files), table)
     place = None if output is None else open_place(output)
     existing = None if place is None else existing_data(place)
     inputs = tuple(InputFile(path=file.uri, fingerprint=file.fingerprint()) for file in files)
     draft = Draft(
-        name=recipe.name,
-        channels=recipe.columns.values,
+        name=parser.name,
+        channels=parser.columns.values,
         frequency="",
         options=table,
         prepare=prepare,
@@ -73,12 +75,12 @@ def plan_job(
     if existing is not None and place is not None and existing.options == draft.facts():
         if existing.inputs == inputs:
             unchanged, needed = True, frozenset()
-        elif recipe.columns.layout == "long" and table.series == "separate":
-            kept = kept_files(existing, place, recipe, files, inputs)
+        elif parser.columns.layout == "long" and table.series == "separate":
+            kept = kept_files(existing, place, parser, files, inputs)
             needed = kept.needed_inputs(len(files))
     pieces = [piece for piece in cut_pieces(files, _PIECE_BYTES) if piece.file in needed]
     return JobPlan(
-        recipe=recipe,
+        parser=parser,
         draft=draft,
         prepare=prepare,
         pieces=tuple(pieces),

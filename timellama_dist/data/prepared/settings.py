@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field, fields
 
-from timellama_dist.data.prepared.write import DEFAULT_SPLIT, PrepareOptions
+from timellama_dist.data.prepared.write import PrepareOptions
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.windows.index import SplitBy
+from timellama_dist.data.windows.splits import DEFAULT_SPLIT, SplitBy
 from timellama_dist.errors import ConfigError, require_at_least
 
 

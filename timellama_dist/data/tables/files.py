@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from timellama_dist.data.tables.parsing import ID_COLUMN, NULLS, TIME_NAMES, Columns
+from timellama_dist.data.tables.columns import ID_COLUMN, TIME_NAMES, Columns
+from timellama_dist.data.tables.numbers import NULLS
 from timellama_dist.errors import DataError
 from timellama_dist.storage import Location, Place, open_place
 
@@ -41,21 +42,21 @@ class Piece:
 
 
 def list_files(source: Source) -> tuple[Place, ...]:
-    """Files of a source: of a folder, those of a known suffix, by name.
+    """List the files of a source: of a folder, those whose suffix is one of `SUFFIXES`, by name.
 
     Raises:
         DataError: a path that is missing or of another kind.
     """
-    given = [source] if isinstance(source, str | Path | Place) else list(source)
-    if not given:
+    places = [source] if isinstance(source, str | Path | Place) else list(source)
+    if not places:
         raise DataError("no input file was given")
     files: list[Place] = []
-    for place in map(open_place, given):
+    for place in map(open_place, places):
         if place.is_dir():
-            inside = [child for child in place.children() if child.name.endswith(SUFFIXES)]
-            if not inside:
+            tables = [child for child in place.children() if child.name.endswith(SUFFIXES)]
+            if not tables:
                 raise DataError(f"{place}: the folder holds no {', '.join(SUFFIXES)} file")
-            files.extend(inside)
+            files.extend(tables)
         elif not place.exists():
             raise DataError(f"{place}: no such file")
         elif not place.name.endswith(SUFFIXES):
@@ -66,18 +67,18 @@ def list_files(source: Source) -> tuple[Place, ...]:
 
 
 def source_name(source: Source, files: Sequence[Place]) -> str:
-    """Name of a source: of its folder or first file, without suffix."""
+    """Name a source by its folder or first file, without suffix."""
     place = open_place(source) if isinstance(source, str | Path | Place) else files[0]
     return place.name.split(".")[0]
 
 
 def read_sample(place: Place) -> pa.Table:
-    """The first rows of a file, types as found.
+    """Read the first rows of a file, types as Arrow guesses them.
 
     Raises:
         DataError: a file that is empty or unreadable.
     """
-    with _told(place):
+    with _readable(place):
         if _is_parquet(place):
             file = _open_parquet(place)
             check_header(str(place), _parquet_names(file))
@@ -96,14 +97,14 @@ def read_sample(place: Place) -> pa.Table:
 
 
 def read_names(files: Sequence[Place]) -> list[list[str]]:
-    """Column names of each file.
+    """Read the column names of each file.
 
     Raises:
         DataError: a file that is empty or unreadable, or names a column twice or not at all.
     """
 
     def names_of(place: Place) -> list[str]:
-        with _told(place):
+        with _readable(place):
             names = (
                 _parquet_names(_open_parquet(place)) if _is_parquet(place) else _csv_names(place)
             )
@@ -124,7 +125,7 @@ def cut_pieces(files: Sequence[Place], most_bytes: float = math.inf) -> list[Pie
     def cut(file: int, place: Place) -> list[Piece]:
         if not _is_parquet(place):
             return [Piece(file=file, place=place, num_bytes=place.size())]
-        with _told(place):
+        with _readable(place):
             metadata = _open_parquet(place).metadata
         if metadata.num_rows == 0:
             raise DataError(f"{place}: the file holds no rows")
@@ -152,7 +153,7 @@ def cut_pieces(files: Sequence[Place], most_bytes: float = math.inf) -> list[Pie
 
 
 def read_piece(piece: Piece, columns: Columns) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of a piece, a few at a time, with the number of the first of them.
+    """Read the rows of a piece, a few at a time, with the number of the first of them.
 
     Columns of numbers come as float64, or as text where some of them are no numbers; times as text
     from CSV. Columns that the file lacks are left out.
@@ -161,7 +162,7 @@ def read_piece(piece: Piece, columns: Columns) -> Iterator[tuple[int, pa.Table]]
         DataError: the file cannot be read, or holds no rows.
     """
     empty = True
-    with _told(piece.place):
+    with _readable(piece.place):
         read = _read_parquet if _is_parquet(piece.place) else _read_csv
         for row, table in read(piece, columns):
             empty = False
@@ -171,7 +172,8 @@ def read_piece(piece: Piece, columns: Columns) -> Iterator[tuple[int, pa.Table]]
 
 
 @contextmanager
-def _told(place: Place) -> Generator[None, None, None]:
+def _readable(place: Place) -> Generator[None, None, None]:
+    """Name the file in whatever makes it unreadable."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:

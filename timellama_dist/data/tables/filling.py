@@ -1,4 +1,4 @@
-"""What becomes of empty values in arranged series, counted by channel."""
+"""Fills empty values of arranged series, or refuses them, counted by channel."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from timellama_dist.data.tables.findings import Findings
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.parsing import Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.rows import Rows
 
 _DONE = {
@@ -48,7 +48,7 @@ def fill_missing(
             findings.add(
                 "empty",
                 f"{origin.where(where)}: column {channel!r} is empty or NaN ({{count}} such "
-                "values); fill them, or say what becomes of them: data.missing",
+                f"values); fill them, or say what becomes of them: {origin.key('missing')}",
                 count=empty.size,
                 row=where,
                 channel=channel,
@@ -69,7 +69,7 @@ def fill_missing(
                     if options.missing == "ffill"
                     else f" in all of series {name!r}"
                 )
-                + " ({count} such values); data.missing=mask leaves them out",
+                + f" ({{count}} such values); {origin.key('missing')}=mask leaves them out",
                 count=left.size,
                 row=first,
                 channel=channel,
@@ -77,7 +77,7 @@ def fill_missing(
         findings.add(
             "filled",
             f"{{count}} empty values of column {channel!r} {_DONE[options.missing]} "
-            f"(data.missing={options.missing}), the first at {origin.where(where)}",
+            f"({origin.key('missing')}={options.missing}), the first at {origin.where(where)}",
             count=empty.size,
             row=where,
             fatal=False,

@@ -1,4 +1,4 @@
-"""What is wrong with a table, or worth knowing: counted by kind and channel, first example kept."""
+"""Collects what is wrong with a table, or worth knowing: counts and first examples, by kind."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,25 +26,25 @@ KINDS = (
     "constant",
     "outlier",
 )
-"""In the order in which they are told."""
+"""In the order in which they are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One kind of thing found in one channel, or in the times or ids."""
+    """One kind of fault or peculiarity, of one channel or of the times or ids."""
 
     kind: str
     message: str
     """Of the first; "{count}" stands for how many there are."""
     count: int
     row: int
-    """Where the first lies; the lowest is the one that is told."""
+    """Where the first lies; the lowest is the one that is reported."""
     fatal: bool
     """The table can't be prepared as it is."""
     channel: str | None = None
 
     def text(self, *, complete: bool = True) -> str:
-        """The message; `complete` says that the whole table was counted."""
+        """Complete the message with the count; `complete` says that the whole table was counted."""
         return self.message.replace("{count}", f"{'' if complete else 'at least '}{self.count}")
 
 
@@ -52,11 +52,11 @@ class Findings:
     """Findings of many parts of a table, added up."""
 
     def __init__(self, findings: Iterable[Finding] = ()) -> None:
-        self._found: dict[tuple[str, str | None, bool], Finding] = {}
+        self._by_kind: dict[tuple[str, str | None, bool], Finding] = {}
         self.extend(findings)
 
     def __iter__(self) -> Iterator[Finding]:
-        return iter(sorted(self._found.values(), key=lambda one: (KINDS.index(one.kind), one.row)))
+        return iter(sorted(self._by_kind.values(), key=_rank))
 
     def add(
         self,
@@ -79,23 +79,22 @@ class Findings:
 
     def extend(self, findings: Iterable[Finding]) -> None:
         """Add the findings of another part."""
-        for one in findings:
-            key = (one.kind, one.channel, one.fatal)
-            known = self._found.get(key)
-            if known is not None:
-                first = one if one.row < known.row else known
-                one = replace(first, count=known.count + one.count)
-            self._found[key] = one
+        for finding in findings:
+            key = (finding.kind, finding.channel, finding.fatal)
+            if (earlier := self._by_kind.get(key)) is not None:
+                first = finding if finding.row < earlier.row else earlier
+                finding = replace(first, count=earlier.count + finding.count)
+            self._by_kind[key] = finding
 
     @property
     def fatal(self) -> list[Finding]:
-        """What forbids to prepare the table."""
-        return [one for one in self if one.fatal]
+        """Those that forbid to prepare the table."""
+        return [finding for finding in self if finding.fatal]
 
     @property
     def notes(self) -> list[Finding]:
-        """What was done to the table, or is worth knowing."""
-        return [one for one in self if not one.fatal]
+        """Those that tell what was done to the table, or is worth knowing."""
+        return [finding for finding in self if not finding.fatal]
 
     def refuse(self, *, complete: bool = True) -> None:
         """Raise the first fatal finding, if there is one.
@@ -105,3 +104,7 @@ class Findings:
         """
         if fatal := self.fatal:
             raise DataError(fatal[0].text(complete=complete))
+
+
+def _rank(finding: Finding) -> tuple[int, int]:
+    return KINDS.index(finding.kind), finding.row

@@ -13,7 +13,7 @@ Frame = Any
 
 
 def to_pandas(frame: Frame) -> pd.DataFrame:
-    """A frame as one of pandas.
+    """Turn a frame into one of pandas.
 
     Raises:
         DataError: it is of none of the three kinds.
@@ -32,7 +32,7 @@ def to_pandas(frame: Frame) -> pd.DataFrame:
 
 
 def like(frame: Frame, table: pa.Table) -> Frame:
-    """A table as a frame of another one's kind."""
+    """Turn a table into a frame of another's kind."""
     if isinstance(frame, pa.Table):
         return table
     if isinstance(frame, pd.DataFrame):

@@ -65,11 +65,11 @@ def m4_season_len(frequency: str) -> int:
     return _M4_SEASONS.get(frequency.split("-")[0], season_len(frequency))
 
 
-def same_step(one: str, other: str) -> bool:
+def same_step(first: str, second: str) -> bool:
     """Do two aliases mean the same step, whatever weekday or month they are anchored to?"""
-    if one.split("-")[0] == other.split("-")[0]:
+    if first.split("-")[0] == second.split("-")[0]:
         return True
-    lengths = [_fixed_length(to_offset(alias)) for alias in (one, other)]
+    lengths = [_fixed_length(to_offset(alias)) for alias in (first, second)]
     return lengths[0] is not None and lengths[0] == lengths[1]
 
 

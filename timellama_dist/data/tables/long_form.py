@@ -9,21 +9,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from timellama_dist.data.tables.columns import ID_COLUMN, TIME_COLUMN
 from timellama_dist.data.tables.frequency import time_grid
-from timellama_dist.data.tables.parsing import ID_COLUMN, TIME_COLUMN
 
 Times = NDArray[np.datetime64]
 
 
 def future_times(last_B: Times, frequency: str, steps: int) -> Times:
-    """The times of the steps after each forecast's last row, shape (B, steps), datetime64[us]."""
+    """Make the times of the steps after each last row, shape (B, steps), datetime64[us]."""
     # A calendar's steps are made one by one, but most series end at the same time.
     lasts, place_B = np.unique(last_B, return_inverse=True)
     grids = []
-    for one in lasts:
-        grid = time_grid(one, frequency, periods=steps + 1)
+    for last in lasts:
+        grid = time_grid(last, frequency, periods=steps + 1)
         # All but the last row itself, which is not there if it is no business day.
-        grids.append(grid[grid > one][:steps])
+        grids.append(grid[grid > last][:steps])
     return np.stack(grids)[place_B]
 
 
@@ -34,7 +34,7 @@ def long_form(
     values: Mapping[str, NDArray[np.float64]],
     cutoff_B: Times | None = None,
 ) -> pa.Table:
-    """A row for each forecast, channel and step, in this order.
+    """Make a row for each forecast, channel and step, in this order.
 
     Args:
         unique_ids: name of each forecast's series, B of them.

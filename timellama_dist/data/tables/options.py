@@ -1,7 +1,7 @@
 """How a user's table is to be read, and what is done about what is wrong with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from typing import Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
@@ -43,47 +43,58 @@ class TableOptions:
     """pandas alias of the step; default learned from the times. layout=rows needs it."""
     start: str = "2000-01-01"
     """layout=rows: the time of every series' first value."""
+    section: InitVar[str] = "data"
+    """Where these keys stand in the configuration, for errors."""
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
-        """The options among what a manifest keeps of them."""
-        given = {field.name: facts[field.name] for field in fields(cls) if field.name in facts}
-        if given.get("columns") is not None:
-            given["columns"] = tuple(given["columns"])
-        return cls(**given)
+        """Take the options out of what a manifest keeps of them."""
+        options = {field.name: facts[field.name] for field in fields(cls) if field.name in facts}
+        if options.get("columns") is not None:
+            options["columns"] = tuple(options["columns"])
+        return cls(**options)
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            choices = get_args(field.type)
-            value = getattr(self, field.name)
-            named = choices and all(isinstance(choice, str) for choice in choices)
-            if named and value not in choices:
-                raise ConfigError(
-                    f"data.{field.name} must be one of {', '.join(choices)}, got {value!r}"
-                )
+    def __post_init__(self, section: str) -> None:
+        self._check_choices(section)
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
-            raise ConfigError(f"data.columns must name each column once, got {list(self.columns)}")
+            raise ConfigError(
+                key=f"{section}.columns", must="name each column once", got=list(self.columns)
+            )
         if self.gaps == "reindex" and self.missing == "refuse":
             raise ConfigError(
-                "data.gaps=reindex puts in rows without values: say with data.missing what becomes "
-                "of them (ffill, interpolate or mask)"
+                f"{section}.gaps=reindex puts in rows without values: say with {section}.missing "
+                "what becomes of them (ffill, interpolate or mask)"
             )
         if self.gaps == "reindex" and self.timestamps == "ignore":
-            raise ConfigError("data.gaps=reindex needs data.timestamps=check, got ignore")
+            raise ConfigError(
+                f"{section}.gaps=reindex needs {section}.timestamps=check, got ignore"
+            )
         if self.time_zone is not None:
             try:
                 ZoneInfo(self.time_zone)
             except (KeyError, ValueError, OSError):
+                must = "be a name such as Europe/Paris"
                 raise ConfigError(
-                    f"data.time_zone must be a name such as Europe/Paris, got {self.time_zone!r}"
+                    key=f"{section}.time_zone", must=must, got=self.time_zone
                 ) from None
         if self.frequency is not None:
             try:
                 to_offset(self.frequency)
             except ValueError:
+                must = "be a pandas alias such as h, 15min or MS"
                 raise ConfigError(
-                    f"data.frequency must be a pandas alias such as h, 15min or MS, "
-                    f"got {self.frequency!r}"
+                    key=f"{section}.frequency", must=must, got=self.frequency
                 ) from None
         if self.layout == "rows" and self.frequency is None:
-            raise ConfigError("data.layout=rows has no times: give data.frequency, for example h")
+            raise ConfigError(
+                f"{section}.layout=rows has no times: give {section}.frequency, for example h"
+            )
+
+    def _check_choices(self, section: str) -> None:
+        for field in fields(self):
+            choices = get_args(field.type)
+            value = getattr(self, field.name)
+            named = choices and all(isinstance(choice, str) for choice in choices)
+            if named and value not in choices:
+                must = f"be one of {', '.join(choices)}"
+                raise ConfigError(key=f"{section}.{field.name}", must=must, got=value)

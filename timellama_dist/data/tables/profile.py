@@ -1,4 +1,4 @@
-"""What is worth knowing of a table's values: channels that never change, values far from the rest.
+"""Notes what is worth knowing of a table: channels that never change, values far from the rest.
 
 Nothing here is refused or changed.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timellama_dist.data.tables.findings import Findings
-from timellama_dist.data.tables.parsing import Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.rows import Rows
 
 _FEWEST_ROWS = 64
@@ -105,7 +105,7 @@ def _note_outliers(
 
 
 def _far_from(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which values, shape (rows, C), lie far from the others of their column."""
+    """Mark values, shape (rows, C), that lie far from the others of their column."""
     low, quarter, median, upper, high = np.nanpercentile(others, [1, 25, 50, 75, 99], axis=0)
     # A channel that is mostly one value (rain) has no quartiles apart: its middle 98 % then.
     scale = np.maximum((upper - quarter) / 1.349, (high - low) / 6)

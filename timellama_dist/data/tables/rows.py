@@ -7,9 +7,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from timellama_dist.data.tables.columns import ID_COLUMN, ROW_COLUMN, TIME_COLUMN
 from timellama_dist.data.tables.findings import Findings
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.parsing import ID_COLUMN, ROW_COLUMN, TIME_COLUMN, Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.errors import DataError
 
 
@@ -32,17 +33,18 @@ class Rows:
         return np.flatnonzero(np.diff(self.codes, prepend=-1))
 
     def take(self, index: NDArray) -> "Rows":
+        """Take rows by their numbers, or a mask."""
         return Rows(
             self.ids, self.codes[index], self.times[index], self.values[index], self.rows[index]
         )
 
     def of_series(self, row: int) -> str:
-        """ " in series 'x'", where there are several."""
+        """Say " in series 'x'", where there are several."""
         return f" in series {self.ids[self.codes[row]]!r}" if len(self.ids) > 1 else ""
 
 
 def sorted_rows(typed: pa.Table, num_values: int, *, by_appearance: bool) -> Rows:
-    """Rows by series, and inside a series as the files hold them."""
+    """Sort rows by series, and inside a series as the files hold them."""
     rows = typed[ROW_COLUMN].to_numpy()
     values = np.empty((len(typed), num_values))
     for number in range(num_values):
@@ -61,8 +63,8 @@ def sorted_rows(typed: pa.Table, num_values: int, *, by_appearance: bool) -> Row
     )
 
 
-def make_times(rows: Rows, options: TableOptions) -> None:
-    """Times for rows that have none: every series starts at `options.start`."""
+def make_times(rows: Rows, options: TableOptions, origin: Origin) -> None:
+    """Make times for rows that have none: every series starts at `options.start`."""
     lengths = np.diff([*rows.starts, len(rows.codes)])
     steps = np.arange(len(rows.codes)) - np.repeat(rows.starts, lengths)
     try:
@@ -71,14 +73,14 @@ def make_times(rows: Rows, options: TableOptions) -> None:
         )
     except (ValueError, pd.errors.OutOfBoundsDatetime) as error:
         raise DataError(
-            f"data.start={options.start!r} and data.frequency={options.frequency!r} give no times "
-            f"for a series of {lengths.max()} steps: {error}"
+            f"{origin.key('start')}={options.start!r} and {origin.key('frequency')}="
+            f"{options.frequency!r} give no times for a series of {lengths.max()} steps: {error}"
         ) from error
     rows.times = grid.to_numpy(dtype="datetime64[us]")[steps]
 
 
 def to_utc(rows: Rows, zone: str, origin: Origin, findings: Findings) -> None:
-    """Local times to UTC: of an hour that the clock shows twice, the first is in summer time."""
+    """Bring local times to UTC; of an hour that the clock shows twice, the first is summer time."""
     _, first = np.unique(
         np.stack([rows.codes, rows.times.astype(np.int64)]), axis=1, return_index=True
     )
@@ -92,7 +94,8 @@ def to_utc(rows: Rows, zone: str, origin: Origin, findings: Findings) -> None:
         findings.add(
             "time zone",
             f"{origin.where(where)}: {stamp(rows.times[bad[0]])} does not exist in "
-            f"data.time_zone={zone}, where the clock is put forward ({{count}} such rows)",
+            f"{origin.key('time_zone')}={zone}, where the clock is put forward ({{count}} such "
+            "rows)",
             count=bad.size,
             row=where,
         )
@@ -101,4 +104,5 @@ def to_utc(rows: Rows, zone: str, origin: Origin, findings: Findings) -> None:
 
 
 def stamp(time: np.datetime64) -> str:
+    """Write a time as errors show it."""
     return str(pd.Timestamp(time))

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from timellama_dist.data.tables.columns import Columns
 from timellama_dist.data.tables.filling import fill_missing
 from timellama_dist.data.tables.findings import Findings
 from timellama_dist.data.tables.frequency import infer_frequency
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.parsing import Columns, Origin
+from timellama_dist.data.tables.origin import Origin
 from timellama_dist.data.tables.profile import profile_values
 from timellama_dist.data.tables.rows import Rows, make_times, sorted_rows, stamp, to_utc
 from timellama_dist.data.tables.steps import (
@@ -78,7 +79,7 @@ class Table:
         )
 
     def select(self, kept: NDArray[np.bool_]) -> "Table":
-        """The table with only some of its series, shape (series,)."""
+        """Keep only some of the series, by a mask of shape (series,)."""
         rows = np.repeat(kept, self.num_rows)
         return replace(
             self,
@@ -92,16 +93,16 @@ class Table:
     def of(
         cls, name: str, series: Sequence[Series], channels: Sequence[str], frequency: str
     ) -> "Table":
-        """A table of series made in a program."""
-        lengths = [len(one.values) for one in series]
+        """Make a table of series that a program holds."""
+        lengths = [len(single.values) for single in series]
         return cls(
             name=name,
             channels=tuple(channels),
             frequency=frequency,
-            unique_ids=tuple(one.unique_id for one in series),
+            unique_ids=tuple(single.unique_id for single in series),
             first_rows=np.cumsum([0, *lengths]),
-            timestamps=np.concatenate([one.timestamps for one in series]),
-            values=np.concatenate([one.values for one in series]),
+            timestamps=np.concatenate([single.timestamps for single in series]),
+            values=np.concatenate([single.values for single in series]),
             source=(name,),
         )
 
@@ -135,7 +136,7 @@ def arrange(
     frequency: str | None
     if columns.layout == "rows":
         frequency = options.frequency
-        make_times(rows, options)
+        make_times(rows, options, origin)
     else:
         # Found already where they were read; the other rows are checked all the same.
         rows = rows.take(~np.isnat(rows.times))
@@ -173,7 +174,7 @@ def _note_unused_zone(
     findings.add(
         "unused zone",
         f"{origin.where(first)}: time column {columns.time!r} says its offset from UTC, which is "
-        f"what counts; data.time_zone={zone} is not used ({{count}} rows)",
+        f"what counts; {origin.key('time_zone')}={zone} is not used ({{count}} rows)",
         count=len(rows.rows),
         row=first,
         fatal=False,
@@ -185,7 +186,7 @@ def _table(rows: Rows, columns: Columns, frequency: str | None, origin: Origin, 
         name=name,
         channels=columns.values,
         frequency=frequency,
-        unique_ids=tuple(str(one) for one in rows.ids[rows.codes[rows.starts]]),
+        unique_ids=tuple(map(str, rows.ids[rows.codes[rows.starts]])),
         first_rows=np.append(rows.starts, len(rows.codes)),
         timestamps=rows.times,
         values=rows.values,
@@ -206,8 +207,8 @@ def _join_as_channels(table: Table, origin: Origin) -> Table:
                 for series in (part, first)
             ]
             raise DataError(
-                f"{origin.place}: data.series=channels needs the same timestamps in every series, "
-                f"but the first that differs, number {place + 1}, is {stamps[0]} in "
+                f"{origin.place}: {origin.key('series')}=channels needs the same timestamps in "
+                f"every series, but the first that differs, number {place + 1}, is {stamps[0]} in "
                 f"{part.unique_id!r} and {stamps[1]} in {first.unique_id!r}"
             )
     return replace(

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from timellama_dist.data.tables.findings import Findings
 from timellama_dist.data.tables.frequency import infer_frequency, same_step, time_grid
 from timellama_dist.data.tables.options import TableOptions
-from timellama_dist.data.tables.parsing import Origin, file_of
+from timellama_dist.data.tables.origin import Origin, file_of
 from timellama_dist.data.tables.rows import Rows, stamp
 
 _MOST_GROWTH = 20
@@ -27,7 +27,7 @@ def in_time_order(rows: Rows, origin: Origin, findings: Findings) -> Rows:
             f"{origin.where(rows.rows[first + 1])}: timestamps are not in order"
             f"{rows.of_series(first)}: {stamp(rows.times[first])} is followed by "
             f"{stamp(rows.times[first + 1])} ({{count}} such rows); sort the table by time, or "
-            "keep the rows as they stand with data.timestamps=ignore",
+            f"keep the rows as they stand with {origin.key('timestamps')}=ignore",
             count=inside.size,
             row=int(rows.rows[first + 1]),
         )
@@ -37,6 +37,7 @@ def in_time_order(rows: Rows, origin: Origin, findings: Findings) -> Rows:
 def without_duplicates(
     rows: Rows, options: TableOptions, origin: Origin, findings: Findings
 ) -> Rows:
+    """Refuse rows of one series with the same time, or keep one of them."""
     same = (np.diff(rows.codes) == 0) & (np.diff(rows.times).astype(np.int64) == 0)
     repeated = np.flatnonzero(same)
     if not repeated.size:
@@ -48,8 +49,8 @@ def without_duplicates(
         findings.add(
             "duplicate",
             f"{origin.where(where)}: duplicate timestamp {at} ({{count}} such rows); remove it, "
-            "or keep the rows as they stand with data.timestamps=ignore, or one of them: "
-            "data.duplicates",
+            f"or keep the rows as they stand with {origin.key('timestamps')}=ignore, or one of "
+            f"them: {origin.key('duplicates')}",
             count=repeated.size,
             row=where,
         )
@@ -59,7 +60,8 @@ def without_duplicates(
         findings.add(
             "dropped",
             f"{{count}} rows dropped that repeat a timestamp "
-            f"(data.duplicates={options.duplicates}), the first at {origin.where(where)}: {at}",
+            f"({origin.key('duplicates')}={options.duplicates}), the first at "
+            f"{origin.where(where)}: {at}",
             count=repeated.size,
             row=where,
             fatal=False,
@@ -68,17 +70,18 @@ def without_duplicates(
 
 
 def check_frequency(
-    found: str | None, wanted: str, rows: Rows, origin: Origin, findings: Findings
+    learned: str | None, wanted: str, rows: Rows, origin: Origin, findings: Findings
 ) -> str:
-    if found is not None and not same_step(found, wanted):
+    """Compare the step that the times show, if they show one, with the one that was asked for."""
+    if learned is not None and not same_step(learned, wanted):
         findings.add(
             "frequency",
-            f"{origin.place}: data.frequency={wanted}, but the step{rows.of_series(0)} is "
-            f"{found!r}",
+            f"{origin.place}: {origin.key('frequency')}={wanted}, but the "
+            f"step{rows.of_series(0)} is {learned!r}",
             count=1,
             row=int(rows.rows[0]),
         )
-    return wanted if found is None else found
+    return wanted if learned is None else learned
 
 
 def without_gaps(
@@ -112,7 +115,8 @@ def without_gaps(
             f"{origin.where(where)}: irregular step{rows.of_series(first)}: "
             f"{stamp(rows.times[first])} is followed by {stamp(rows.times[first + 1])} where the "
             f"step is {frequency!r} ({{count}} such in the table); fill the gaps "
-            "(data.gaps=reindex), or keep the rows as they stand with data.timestamps=ignore",
+            f"({origin.key('gaps')}=reindex), or keep the rows as they stand with "
+            f"{origin.key('timestamps')}=ignore",
             count=gaps.size,
             row=where,
         )
@@ -147,8 +151,8 @@ def _reindexed(
         gap = int(np.flatnonzero(np.diff(places) > 1)[0])
         findings.add(
             "inserted",
-            "{count} rows put in where times were missing (data.gaps=reindex), the first after "
-            f"{origin.where(int(here.rows[gap]))}{here.of_series(gap)}",
+            f"{{count}} rows put in where times were missing ({origin.key('gaps')}=reindex), the "
+            f"first after {origin.where(int(here.rows[gap]))}{here.of_series(gap)}",
             count=len(grid) - len(places),
             row=int(here.rows[gap]),
             fatal=False,
@@ -166,12 +170,12 @@ def _reindexed(
 def _grid(
     here: Rows, frequency: str, origin: Origin, findings: Findings
 ) -> NDArray[np.datetime64] | None:
-    """All times of one series' step from its first to its last; None if they don't fit it."""
+    """Make all times of one series' step from its first to its last; None if they don't fit it."""
     times, of_series = here.times, here.of_series(0)
     if _expected_rows(times, frequency) > _MOST_GROWTH * len(times):
         findings.add(
             "grid",
-            f"{origin.where(int(here.rows[0]))}: data.gaps=reindex would make more than "
+            f"{origin.where(int(here.rows[0]))}: {origin.key('gaps')}=reindex would make more than "
             f"{_MOST_GROWTH} times as many rows{of_series}: its {len(times)} rows span "
             f"{stamp(times[0])} to {stamp(times[-1])} at step {frequency!r} ({{count}} such "
             "series); is a time wrong?",
@@ -188,8 +192,8 @@ def _grid(
             "grid",
             f"{origin.where(where)}: {stamp(times[off[0]])}{of_series} does not lie on the grid of "
             f"step {frequency!r} from {stamp(times[0])} on ({{count}} such rows), so "
-            "data.gaps=reindex cannot place it; data.gaps=refuse with data.timestamps=ignore keeps "
-            "the rows as they stand",
+            f"{origin.key('gaps')}=reindex cannot place it; {origin.key('gaps')}=refuse with "
+            f"{origin.key('timestamps')}=ignore keeps the rows as they stand",
             count=off.size,
             row=where,
         )

@@ -1,4 +1,4 @@
-"""Which forecasts are made of many series: one for each series and cut-off. Integers only."""
+"""Numbers the forecasts of many series: one for each series and cut-off. Integers only."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ class CutoffIndex:
             num_rows: rows of each series.
             least_rows: rows that a forecast must see.
             cutoffs: 0 for one forecast after each series' last row; N for at most N whose truth is
-                known, the last of them `horizon` rows before the end.
+                there, the last of them `horizon` rows before the end.
             stride: rows between two cut-offs.
             horizon: rows of truth after a cut-off.
         """
@@ -55,7 +55,7 @@ class CutoffIndex:
         return int(np.count_nonzero(np.diff(self.cumulative) == 0))
 
     def locate(self, ids: ArrayLike) -> tuple[IntArray, IntArray]:
-        """Number of the series and rows before the cut-off of each forecast, shape (B,)."""
+        """Find the series and the rows before the cut-off of each forecast, shape (B,)."""
         wanted = np.asarray(ids, dtype=np.int64)
         # side="right" steps over series without a forecast, whose cumulative counts repeat.
         series = np.searchsorted(self.cumulative, wanted, side="right") - 1

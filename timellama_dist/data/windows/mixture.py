@@ -1,4 +1,4 @@
-"""The data sets of a run: which one each training step draws from, their batches in that order.
+"""Decides which data set each training step draws from, and takes their batches in that order.
 
 A function of (seed, step) alone, as the order of windows is; no Ray.
 """
@@ -19,17 +19,6 @@ _BLOCK_STEPS = 1024
 _STREAM = 0x6D6978
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedSet:
-    """One data set of a run, as every worker opens it."""
-
-    name: str
-    path: str
-    """The prepared data, a path or URI readable from every worker."""
-    prompt: str
-    """The whole prompt."""
-
-
 @dataclass(frozen=True)
 class MixtureSchedule:
     """Draws by weight, stratified, so that short runs hold the shares too.
@@ -44,7 +33,7 @@ class MixtureSchedule:
     seed: int
 
     def datasets(self, first_step: int, last_step: int) -> IntArray:
-        """Number of the set that each of the steps [first_step, last_step) draws from."""
+        """Name, by number, the set that each of the steps [first_step, last_step) draws from."""
         first, last = first_step // _BLOCK_STEPS, -(-last_step // _BLOCK_STEPS)
         blocks = [self._block(number) for number in range(first, last)]
         begin = first * _BLOCK_STEPS
@@ -52,7 +41,7 @@ class MixtureSchedule:
         return steps[first_step - begin : last_step - begin]
 
     def steps_before(self, step: int) -> list[int]:
-        """How many of the steps [0, step) draw from each set."""
+        """Count the steps of [0, step) that draw from each set."""
         drawn = np.bincount(self.datasets(0, step), minlength=len(self.weights))
         return [int(count) for count in drawn]
 
@@ -73,7 +62,7 @@ class MixtureSchedule:
 def interleaved(
     streams: Sequence[Generator[Batch, None, None]], datasets: Sequence[int] | IntArray, turns: int
 ) -> Generator[Batch, None, None]:
-    """The sets' micro-batches in the schedule's order; closing it closes every stream.
+    """Interleave the sets' micro-batches in the schedule's order; closing it closes every stream.
 
     Args:
         streams: each set's own micro-batches.

@@ -1,4 +1,4 @@
-"""Which windows each rank reads in which order: functions of the place, of a few integers each."""
+"""Decides which windows each rank reads in which order, as functions of the place."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ IntArray = NDArray[np.int64]
 def sample_order(
     num_windows: int, seed: int, positions: ArrayLike, *, open_chunks: int = MOST_OPEN_CHUNKS
 ) -> IntArray:
-    """Window ids at positions of the endless training order.
+    """List the window ids at positions of the endless training order.
 
     Position p lies in epoch p // num_windows. An epoch's order is the two-level shuffle of
     `shuffle.py`: each window once, a function of (seed, epoch, position), the number of windows
@@ -41,13 +41,13 @@ def sample_order(
 
 
 def spread_ids(num_windows: int, most: int) -> IntArray:
-    """Ids of `most` windows, evenly spread, the first and the last among them; or of all."""
+    """List the ids of `most` evenly spread windows, the first and the last too; or of all."""
     return np.linspace(0, num_windows - 1, min(num_windows, most)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOrder:
-    """What one rank trains on in steps [first_step, last_step), a few integers to ship to a task.
+    """The windows that one rank trains on in steps [first_step, last_step): a few integers.
 
     Global batch g is positions [g * batch_size, (g + 1) * batch_size) of `sample_order`, cut into
     micro-batches; micro-batch k goes to rank k % world_size. So a global batch is the same set of
@@ -95,7 +95,7 @@ class TrainOrder:
         return (self.last_step - self.first_step) * self.turns * self.micro_batch_size
 
     def positions(self, places: ArrayLike) -> IntArray:
-        """Positions of the training order at this rank's own places 0, 1, ..., len - 1; or -1."""
+        """List positions of the training order at this rank's own places; -1 for padding."""
         steps, inside = np.divmod(
             np.asarray(places, dtype=np.int64), self.turns * self.micro_batch_size
         )
@@ -105,7 +105,7 @@ class TrainOrder:
         return np.where(in_batch < self.batch_size, positions, -1)
 
     def window_ids(self, places: ArrayLike) -> IntArray:
-        """Window ids at this rank's own places, in the order in which it consumes them."""
+        """List window ids at this rank's own places, in the order in which it consumes them."""
         positions = self.positions(places)
         padding = positions == -1
         ids = sample_order(
@@ -156,7 +156,7 @@ class EvaluationOrder:
         return self.num_batches * self.batch_size
 
     def window_ids(self, places: ArrayLike) -> IntArray:
-        """Window ids, -1 for padding, at this rank's own places."""
+        """List window ids, -1 for padding, at this rank's own places."""
         batches, offsets = np.divmod(np.asarray(places, dtype=np.int64), self.batch_size)
         taken = (batches * self.world_size + self.world_rank) * self.batch_size + offsets
         ids = taken * self.num_windows // max(1, self.num_taken)
@@ -174,7 +174,7 @@ class ListedOrder:
         return self.num_windows if self.listed is None else len(self.listed)
 
     def window_ids(self, places: ArrayLike) -> IntArray:
-        """Window ids at places of the list."""
+        """List window ids at places of the list."""
         index = np.asarray(places, dtype=np.int64)
         return index if self.listed is None else self.listed[index]
 

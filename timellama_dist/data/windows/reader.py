@@ -19,7 +19,8 @@ from timellama_dist.data.prepared.scaling import Scaler
 from timellama_dist.data.tables.parsing import ID_COLUMN
 from timellama_dist.data.windows.index import WindowIndex
 from timellama_dist.data.windows.shuffle import fitting_chunks
-from timellama_dist.data.windows.spans import Batch, RowSpans, WindowPlan
+from timellama_dist.data.windows.spans import Batch, LocatedWindows, RowSpans
+from timellama_dist.data.windows.spec import WindowSpec
 from timellama_dist.errors import ConfigError, DataError
 from timellama_dist.storage import Location, Place, open_place
 
@@ -30,16 +31,12 @@ _MOST_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderSpec:
-    """What it takes to open the same reader in another process."""
+class ReaderHandle:
+    """All that another process needs to open the same reader."""
 
     path: str
     """An absolute path or a URI."""
-    context_len: int
-    horizon: int
-    split: str
-    train_fraction: float
-    short_series: str
+    spec: WindowSpec
     cache_bytes: int
     content_hash: str
 
@@ -47,11 +44,12 @@ class ReaderSpec:
 class WindowReader:
     """Windows of one split of a prepared data set.
 
-    Pickles as its `spec`; a process that unpickles it opens the files once, whatever the number
+    Pickles as its `handle`; a process that unpickles it opens the files once, whatever the number
     of copies it is sent.
 
     Attributes:
-        spec: the arguments, and the content hash of the data seen.
+        spec: which windows are meant.
+        handle: what opens the same reader elsewhere, with the content hash of the data seen.
         manifest: the data set's manifest.
         index: the split's windows.
         first_row: global row at which each series begins, shape (series,).
@@ -59,26 +57,12 @@ class WindowReader:
         cached_bytes: bytes of scaled row groups in memory now.
     """
 
-    def __init__(
-        self,
-        path: Location,
-        *,
-        context_len: int,
-        horizon: int,
-        split: str = "train",
-        train_fraction: float = 1.0,
-        short_series: str = "skip",
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
+    def __init__(self, path: Location, spec: WindowSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
         """Open the manifest and the series' table; no rows are read yet.
 
         Args:
             path: folder of a prepared data set, a local path or a URI.
-            context_len: rows of past in a window (L).
-            horizon: rows of target in a window (H).
-            split: "train", "validation" or "test".
-            train_fraction: few-shot, the first share of the training part to keep.
-            short_series: "skip" or "pad", see `WindowIndex.build`.
+            spec: which windows are meant.
             cache_bytes: most bytes of scaled row groups to keep in memory.
 
         Raises:
@@ -87,31 +71,19 @@ class WindowReader:
         """
         self._folder = open_place(path)
         self.manifest = Manifest.load(self._folder)
+        self.spec = spec
         self._read_series()
-        self.index = WindowIndex.build(
-            self.num_rows,
-            split=self.manifest.split,
-            name=split,
-            context_len=context_len,
-            horizon=horizon,
-            train_fraction=train_fraction,
-            split_by=self.manifest.split_by,
-            short_series=short_series,
-        )
+        self.index = WindowIndex.build(self.num_rows, spec, self.manifest.split_rule)
         if len(self.index) == 0:
             raise ConfigError(
-                f"data.context_len={context_len} + data.horizon={horizon} rows do not fit into the "
-                f"{split} part of {self.manifest.name!r}: its longest series has "
+                f"data.context_len={spec.context_len} + data.horizon={spec.horizon} rows do not "
+                f"fit into the {spec.split} part of {self.manifest.name!r}: its longest series has "
                 f"{self.num_rows.max()} rows, cut by data.split={list(self.manifest.split)} and "
-                f"data.train_fraction={train_fraction}"
+                f"data.train_fraction={spec.train_fraction}"
             )
-        self.spec = ReaderSpec(
+        self.handle = ReaderHandle(
             path=self._folder.uri,
-            context_len=context_len,
-            horizon=horizon,
-            split=split,
-            train_fraction=train_fraction,
-            short_series=short_series,
+            spec=spec,
             cache_bytes=cache_bytes,
             content_hash=self.manifest.content_hash,
         )
@@ -129,8 +101,8 @@ class WindowReader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __reduce__(self) -> tuple[Callable[[ReaderSpec], "WindowReader"], tuple[ReaderSpec]]:
-        return open_reader, (self.spec,)
+    def __reduce__(self) -> tuple[Callable[[ReaderHandle], "WindowReader"], tuple[ReaderHandle]]:
+        return open_reader, (self.handle,)
 
     @cached_property
     def unique_ids(self) -> NDArray[np.object_]:
@@ -155,7 +127,7 @@ class WindowReader:
     @property
     def window_bytes(self) -> int:
         """Bytes of one window's values."""
-        return (self.spec.context_len + self.spec.horizon) * self.row_bytes
+        return self.spec.length * self.row_bytes
 
     def read(self, window_ids: ArrayLike) -> Batch:
         """Read windows, in any order; id -1 is padding.
@@ -172,24 +144,23 @@ class WindowReader:
                 shape (B,).
             weight: 1, or 0 for padding (whose values are window 0's), float32, shape (B,).
         """
-        plan = self.plan(window_ids)
-        return plan.cut(self.rows(plan.spans), 0, len(plan))
+        windows = self.locate(window_ids)
+        return windows.cut(self.rows(windows.spans), 0, len(windows))
 
-    def plan(self, window_ids: ArrayLike) -> WindowPlan:
+    def locate(self, window_ids: ArrayLike) -> LocatedWindows:
         """Say which rows windows need, and read none; ids as in `read`."""
         ids = np.asarray(window_ids, dtype=np.int64)
         padding = ids == -1
         series, start = self.index.locate(np.where(padding, 0, ids))
         first_rows = self.first_row[series] + start
-        spans = RowSpans.of_windows(first_rows, self.spec.context_len + self.spec.horizon)
-        return WindowPlan(
+        spans = RowSpans.of_windows(first_rows, self.spec.length)
+        return LocatedWindows(
             spans=spans,
             places=spans.places(first_rows),
             series=series.astype(np.int32),
             start=start,
             weight=(~padding).astype(np.float32),
-            context_len=self.spec.context_len,
-            horizon=self.spec.horizon,
+            spec=self.spec,
         )
 
     def rows(self, spans: RowSpans) -> NDArray[np.float32]:
@@ -238,7 +209,7 @@ class WindowReader:
         rows = self._load_group(group)
         self._groups[group] = rows
         self.cached_bytes += rows.nbytes
-        while self.cached_bytes > self.spec.cache_bytes and len(self._groups) > 1:
+        while self.cached_bytes > self.handle.cache_bytes and len(self._groups) > 1:
             self.cached_bytes -= self._groups.popitem(last=False)[1].nbytes
         return rows
 
@@ -277,34 +248,26 @@ def _open_parquet(place: Place) -> pq.ParquetFile:
 
 
 # Tasks are short and many: a worker process keeps its readers, and with them their row groups.
-_readers: OrderedDict[ReaderSpec, WindowReader] = OrderedDict()
+_readers: OrderedDict[ReaderHandle, WindowReader] = OrderedDict()
 
 
-def open_reader(spec: ReaderSpec) -> WindowReader:
-    """The process's reader of a spec, opened at the first call.
+def open_reader(handle: ReaderHandle) -> WindowReader:
+    """Open the process's reader of a handle; the same one at every call.
 
     Raises:
-        DataError: the data set has changed since the spec was made.
+        DataError: the data set has changed since the handle was made.
     """
-    reader = _readers.pop(spec, None)
-    reader = _readers[spec] = _fresh_reader(spec) if reader is None else reader
+    reader = _readers.pop(handle, None)
+    reader = _readers[handle] = _fresh_reader(handle) if reader is None else reader
     while sum(kept.cache_bytes for kept in _readers) > _MOST_CACHE_BYTES and len(_readers) > 1:
         _readers.popitem(last=False)
     return reader
 
 
-def _fresh_reader(spec: ReaderSpec) -> WindowReader:
-    reader = WindowReader(
-        spec.path,
-        context_len=spec.context_len,
-        horizon=spec.horizon,
-        split=spec.split,
-        train_fraction=spec.train_fraction,
-        short_series=spec.short_series,
-        cache_bytes=spec.cache_bytes,
-    )
-    if reader.spec.content_hash != spec.content_hash:
+def _fresh_reader(handle: ReaderHandle) -> WindowReader:
+    reader = WindowReader(handle.path, handle.spec, cache_bytes=handle.cache_bytes)
+    if reader.handle.content_hash != handle.content_hash:
         raise DataError(
-            f"{open_place(spec.path)}: the data set was prepared anew while it was in use"
+            f"{open_place(handle.path)}: the data set was prepared anew while it was in use"
         )
     return reader

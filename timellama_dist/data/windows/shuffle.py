@@ -26,7 +26,7 @@ _ROUNDS = 6
 
 
 def fitting_chunks(num_channels: int, context_len: int, horizon: int) -> int:
-    """Chunks of a bucket: fewer for wide data, so that a bucket's rows stay within `OPEN_BYTES`."""
+    """Choose a bucket's chunks: fewer for wide data, so that its rows stay within `OPEN_BYTES`."""
     chunk_bytes = 4 * num_channels * (CHUNK_WINDOWS + context_len + horizon)
     return min(max(OPEN_BYTES // chunk_bytes, LEAST_OPEN_CHUNKS), MOST_OPEN_CHUNKS)
 
@@ -34,7 +34,7 @@ def fitting_chunks(num_channels: int, context_len: int, horizon: int) -> int:
 def shuffled_ids(
     num_windows: int, offsets: IntArray, *, open_chunks: int, seed: int, epoch: int
 ) -> IntArray:
-    """Window ids at offsets in [0, num_windows) of an epoch's order, shape (N,).
+    """List the window ids at offsets in [0, num_windows) of an epoch's order, shape (N,).
 
     Buckets are of equal size but for one chunk, so that none at the end is shuffled less. The
     last, short chunk comes last; the rotation makes it other windows in each epoch.
@@ -73,7 +73,7 @@ def _bucket(num_windows: int, open_chunks: int, seed: int, epoch: int, bucket: i
 
 
 def _epoch_secrets(num_windows: int, seed: int, epoch: int) -> tuple[int, NDArray[np.uint64]]:
-    """The epoch's rotation, and the keys of its permutation of chunks."""
+    """Draw the epoch's rotation, and the keys of its permutation of chunks."""
     # A spawn key, because the seed [seed, epoch] is that of bucket 0, [seed, epoch, 0].
     source = np.random.SeedSequence([seed, epoch], spawn_key=(1,))
     generator = np.random.Generator(np.random.PCG64(source))
@@ -82,7 +82,7 @@ def _epoch_secrets(num_windows: int, seed: int, epoch: int) -> tuple[int, NDArra
 
 
 def _permuted(slots: IntArray, size: int, keys: NDArray[np.uint64]) -> IntArray:
-    """Images of slots under a keyed permutation of [0, size); others stay as they are.
+    """Compute images of slots under a keyed permutation of [0, size); others stay as they are.
 
     A Feistel network permutes the least power of four that holds `size`; an image outside is
     permuted again until it lies inside, which keeps it one-to-one.
@@ -105,7 +105,7 @@ def _feistel(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) ->
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
+    """Apply the finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

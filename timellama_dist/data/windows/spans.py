@@ -1,4 +1,4 @@
-"""Which rows a set of windows lies in, and how the windows are cut from them.
+"""Finds the rows that a set of windows lies in, and cuts the windows from them.
 
 Windows overlap: a thousand that begin in consecutive rows lie in hardly more rows than two. So it
 is rows that are read and sent, each once, and windows are cut where they are used.
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from timellama_dist.data.windows.spec import WindowSpec
+
 IntArray = NDArray[np.int64]
 Batch = dict[str, NDArray]
+"""Windows as `WindowReader.read` gives them: arrays by name, of as many windows each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +27,7 @@ class RowSpans:
 
     @classmethod
     def of_windows(cls, first_rows: IntArray, length: int) -> "RowSpans":
-        """The rows of windows of `length` rows each, which may overlap, in any order."""
+        """Collect the rows of windows of `length` rows each, which may overlap, in any order."""
         if not len(first_rows):
             return cls(np.empty(0, np.int64), np.zeros(1, np.int64))
         ordered = np.sort(first_rows)
@@ -37,17 +40,17 @@ class RowSpans:
         return int(self.offsets[-1])
 
     def rows(self) -> IntArray:
-        """Every row's global number, shape (len(self),)."""
+        """Number every row globally, shape (len(self),)."""
         shifts = np.repeat(self.begins - self.offsets[:-1], np.diff(self.offsets))
         return shifts + np.arange(len(self))
 
     def places(self, rows: IntArray) -> IntArray:
-        """Where rows, which must lie in a span, are among all spans' rows."""
+        """Find rows, which must lie in a span, among all spans' rows."""
         spans = np.searchsorted(self.begins, rows, side="right") - 1
         return self.offsets[spans] + rows - self.begins[spans]
 
     def part(self, first: int, last: int) -> "RowSpans":
-        """Only the rows at places [first, last), which must not be empty."""
+        """Keep only the rows at places [first, last), which must not be empty."""
         begin = int(np.searchsorted(self.offsets, first, side="right")) - 1
         end = int(np.searchsorted(self.offsets, last, side="left"))
         begins = self.begins[begin:end].copy()
@@ -56,8 +59,8 @@ class RowSpans:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WindowPlan:
-    """Some windows of a data set: the rows they need, and what is known without reading them."""
+class LocatedWindows:
+    """Some windows of a data set: the rows they need, and what can be said without reading them."""
 
     spans: RowSpans
     places: IntArray
@@ -65,14 +68,13 @@ class WindowPlan:
     series: NDArray[np.int32]
     start: IntArray
     weight: NDArray[np.float32]
-    context_len: int
-    horizon: int
+    spec: WindowSpec
 
     def __len__(self) -> int:
         return len(self.places)
 
     def cut(self, rows: NDArray[np.float32], first: int, last: int) -> Batch:
-        """Windows [first, last) of the plan, as `WindowReader.read` describes them.
+        """Cut windows [first, last) out of their rows, as `WindowReader.read` describes them.
 
         Args:
             rows: the rows of `spans`, shape (rows, C).
@@ -80,12 +82,13 @@ class WindowPlan:
             last: number after the last; may be beyond the end.
         """
         places, start = self.places[first:last], self.start[first:last]
-        past = _cut(rows, places, self.context_len)
+        context_len = self.spec.context_len
+        past = _cut(rows, places, context_len)
         if len(start) and start.min() < 0:
-            past[np.arange(self.context_len) < -start[:, None]] = np.nan
+            past[np.arange(context_len) < -start[:, None]] = np.nan
         return {
             "past": past,
-            "future": _cut(rows, places + self.context_len, self.horizon),
+            "future": _cut(rows, places + context_len, self.spec.horizon),
             "series": self.series[first:last],
             "start": start,
             "weight": self.weight[first:last],
@@ -93,7 +96,7 @@ class WindowPlan:
 
 
 def _cut(rows: NDArray[np.float32], places: IntArray, length: int) -> NDArray[np.float32]:
-    """`length` rows from each place on, copied, shape (B, length, C)."""
+    """Copy `length` rows from each place on, shape (B, length, C)."""
     num_rows, num_channels = rows.shape
     # A row a place, flat, so that a window is one stretch of memory. Not sliding_window_view, which
     # takes longer than copying a small batch.

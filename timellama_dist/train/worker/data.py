@@ -9,11 +9,12 @@ import numpy as np
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.events import Evaluating, Event
-from timellama_dist.data.windows.index import SPLIT_NAMES, SplitName
-from timellama_dist.data.windows.mixture import MixtureSchedule, PreparedSet, interleaved
+from timellama_dist.data.dataset import Dataset
+from timellama_dist.data.windows.mixture import MixtureSchedule, interleaved
 from timellama_dist.data.windows.orders import EvaluationOrder, TrainOrder, spread_ids
 from timellama_dist.data.windows.reader import CACHE_BYTES, WindowReader
 from timellama_dist.data.windows.spans import Batch
+from timellama_dist.data.windows.spec import SPLIT_NAMES, SplitName
 from timellama_dist.data.windows.stream import SEGMENT_BYTES, Order, stream_batches
 from timellama_dist.evaluation.metrics import ErrorSums, mean_errors
 from timellama_dist.evaluation.windows import absolute_errors, evaluate, forecast_windows
@@ -34,7 +35,7 @@ class RunData:
     which its k-th step is batch k. So where a run stands in every set follows from its step.
 
     Args:
-        sets: the prepared data of each part of `config.data`.
+        sets: the run's data sets, prepared.
         config: the run.
         rank: this worker's number.
         world_size: how many workers there are.
@@ -47,7 +48,7 @@ class RunData:
 
     def __init__(
         self,
-        sets: Sequence[PreparedSet],
+        sets: Sequence[Dataset],
         config: RunConfig,
         *,
         rank: int,
@@ -62,51 +63,49 @@ class RunData:
         self.manifests = [reader.manifest for reader in self.readers["train"]]
         sizes = self._sizes("train")
         self.num_windows = sum(sizes)
-        parts = config.data.parts
+        weights = (dataset.part.weight for dataset in sets)
         self.schedule = MixtureSchedule(
-            tuple(part.weight or size for part, size in zip(parts, sizes, strict=True)),
+            tuple(weight or size for weight, size in zip(weights, sizes, strict=True)),
             config.train.seed,
         )
 
     @property
     def cards(self) -> list[DatasetCard]:
-        """What an exported model says of the data sets."""
+        """The cards of the data sets in an exported model."""
         return [
             DatasetCard(
-                context_len=reader.spec.context_len,
-                horizon=reader.spec.horizon,
-                name=one.name,
-                channels=list(manifest.channels),
-                frequency=manifest.frequency,
-                prompt=one.prompt,
+                context_len=dataset.spec.context_len,
+                horizon=dataset.spec.horizon,
+                name=dataset.name,
+                channels=list(dataset.channels),
+                frequency=dataset.frequency,
+                prompt=dataset.prompt,
                 season_len=manifest.season_len,
                 options=manifest.options,
             )
-            for one, manifest, reader in zip(
-                self.sets, self.manifests, self.readers["train"], strict=True
-            )
+            for dataset, manifest in zip(self.sets, self.manifests, strict=True)
         ]
 
     @property
     def scaler_files(self) -> list[Place]:
         """Where each set's scalers are."""
         return [
-            open_place(one.path) / manifest.series_file.path
-            for one, manifest in zip(self.sets, self.manifests, strict=True)
+            open_place(dataset.path) / manifest.series_file.path
+            for dataset, manifest in zip(self.sets, self.manifests, strict=True)
         ]
 
     def dataset_of(self, step: int) -> int:
-        """Number of the set that a step draws from."""
+        """Number the set that a step draws from."""
         return int(self.schedule.datasets(step, step + 1)[0])
 
     def windows_before(self, step: int) -> dict[str, int]:
-        """Windows of each set, by name, that the steps [0, step) train on."""
+        """Count the windows of each set, by name, that the steps [0, step) train on."""
         steps = self.schedule.steps_before(step)
         size = self.config.train.batch_size
-        return {one.name: count * size for one, count in zip(self.sets, steps, strict=True)}
+        return {dataset.name: count * size for dataset, count in zip(self.sets, steps, strict=True)}
 
     def train_batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches of the steps [first_step, last_step)."""
+        """Stream this rank's micro-batches of the steps [first_step, last_step)."""
         train = self.config.train
         positions = zip(
             self.readers["train"],
@@ -121,7 +120,9 @@ class RunData:
     def evaluate(
         self, engine: Any, split: SplitName, shares: Sequence[float] = (1.0,)
     ) -> dict[float, dict[str, Any]]:
-        """Errors over every window of a split, or `train.validate_windows`; every rank must call.
+        """Measure errors over every window of a split; every rank must call.
+
+        A validation takes at most `train.validate_windows` of them.
 
         Args:
             engine: the DeepSpeed engine.
@@ -133,14 +134,14 @@ class RunData:
             of each by name; "detail", of each its errors "by_step" and "by_channel", and what its
             windows' "routers" chose.
         """
-        found = [
+        results = [
             self._evaluate(engine, split, number, shares) for number, _ in enumerate(self.sets)
         ]
-        names = [one.name for one in self.sets]
+        names = [dataset.name for dataset in self.sets]
         metrics = {}
         for share in shares:
-            errors = [sums[share].summary() for sums, _ in found]
-            details = [{**sums[share].detail(), "routers": routers} for sums, routers in found]
+            errors = [sums[share].summary() for sums, _ in results]
+            details = [{**sums[share].detail(), "routers": routers} for sums, routers in results]
             metrics[share] = {
                 **mean_errors(errors),
                 "by_dataset": dict(zip(names, errors, strict=True)),
@@ -149,7 +150,7 @@ class RunData:
         return metrics
 
     def examples(self, engine: Any) -> list[dict[str, np.ndarray]]:
-        """A few test windows of each set with their forecasts; every rank must call."""
+        """Forecast a few test windows of each set; every rank must call."""
         batches = [
             self._fitted(reader.read(spread_ids(len(reader), _NUM_EXAMPLES)))
             for reader in self.readers["test"]
@@ -160,7 +161,7 @@ class RunData:
         ]
 
     def error_quantiles(self, engine: Any) -> list[np.ndarray]:
-        """Quantiles of each set's absolute errors on validation windows, for intervals.
+        """Measure quantiles of each set's absolute errors on validation windows, for intervals.
 
         Of windows spread evenly over the part: neighbours err alike. Every rank must call.
         """
@@ -177,25 +178,14 @@ class RunData:
             yield self._fitted(reader.read(ids[first : first + size]))
 
     def _open(self, split: SplitName) -> list[WindowReader]:
-        data = self.config.data
-        lengths = [data.lengths(part) for part in data.parts]
+        cache_bytes = CACHE_BYTES // len(self.sets)
         return [
-            WindowReader(
-                one.path,
-                context_len=context_len,
-                horizon=horizon,
-                split=split,
-                train_fraction=part.train_fraction,
-                short_series=part.short_series,
-                cache_bytes=CACHE_BYTES // len(self.sets),
-            )
-            for one, part, (context_len, horizon) in zip(
-                self.sets, data.parts, lengths, strict=True
-            )
+            WindowReader(dataset.path, dataset.spec.of(split), cache_bytes=cache_bytes)
+            for dataset in self.sets
         ]
 
     def _fitted(self, batch: Batch) -> Batch:
-        """Windows of a set of shorter ones at the run's lengths: what they lack is missing."""
+        """Bring shorter windows to the run's lengths: what they lack is missing."""
         data = self.config.data
         before = data.context_len - batch["past"].shape[1]
         after = data.horizon - batch["future"].shape[1]
@@ -239,14 +229,14 @@ class RunData:
             for batch in batches:
                 yield self._fitted(batch)
 
-    def _told(self, batches: Iterable[Batch], split: SplitName, total: int) -> Iterator[Batch]:
-        """The batches; says now and then how far a long evaluation is."""
-        done, told = 0, time.monotonic()
+    def _reported(self, batches: Iterable[Batch], split: SplitName, total: int) -> Iterator[Batch]:
+        """Pass the batches on; say now and then how far a long evaluation is."""
+        done, reported = 0, time.monotonic()
         for batch in batches:
             yield batch
             done += int(np.count_nonzero(batch["weight"])) * self.world_size
-            if (now := time.monotonic()) - told >= _QUIET_S:
-                told = now
+            if (now := time.monotonic()) - reported >= _QUIET_S:
+                reported = now
                 self.tell(Evaluating(split=split, done=done, total=total))
 
     def _evaluate(
@@ -265,7 +255,7 @@ class RunData:
         batches = self._batches(reader, order, batch_size=batch_size)
         return evaluate(
             engine,
-            self._told(batches, split, order.num_taken),
+            self._reported(batches, split, order.num_taken),
             horizon=self.config.data.horizon,
             num_channels=reader.manifest.num_channels,
             dataset=number,

@@ -22,7 +22,7 @@ class WorkerSpec:
     deepspeed: dict[str, Any]
     """The resolved DeepSpeed configuration."""
     datasets: list[dict[str, Any]]
-    """A `PreparedSet` for each part of the data."""
+    """A `Dataset` for each part of the data, as `to_dict` gives it."""
     use_gpu: bool
     checkpoints: str
     """Path or URI of the folder of the run's checkpoints."""

@@ -7,7 +7,7 @@ from ray.train.torch import get_device
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.events import Phase, Started
-from timellama_dist.data.windows.mixture import PreparedSet
+from timellama_dist.data.dataset import Dataset
 from timellama_dist.storage import open_place
 from timellama_dist.train.checkpoint.restoring import find_checkpoint, local_checkpoint
 from timellama_dist.train.checkpoint.saving import Saver, SavingFailedError
@@ -82,7 +82,7 @@ def _run(spec: WorkerSpec) -> Finished | Stopped:
 def _open_data(spec: WorkerSpec, config: RunConfig, reporter: RayReporter) -> RunData:
     context = ray.train.get_context()
     return RunData(
-        [PreparedSet(**dataset) for dataset in spec.datasets],
+        [Dataset.from_dict(values) for values in spec.datasets],
         config,
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),

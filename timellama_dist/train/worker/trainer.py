@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.events import Phase, Saved, TrainStep, Validation
-from timellama_dist.data.windows.index import SplitName
 from timellama_dist.data.windows.spans import Batch
+from timellama_dist.data.windows.spec import SplitName
 from timellama_dist.model.linear_plus_llm import path_shares, with_path_share
 from timellama_dist.ranks import gathered
 from timellama_dist.train.checkpoint.position import Position

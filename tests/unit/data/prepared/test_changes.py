@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from timellama_dist.data.prepared.manifest import Manifest
+from timellama_dist.data.prepared.options import PrepareOptions
 from timellama_dist.data.prepared.plan import JobPlan, plan_job
-from timellama_dist.data.prepared.write import PrepareOptions, prepare
+from timellama_dist.data.prepared.write import prepare
 from timellama_dist.data.tables.options import TableOptions
 
 

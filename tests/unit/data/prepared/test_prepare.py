@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from timellama_dist.data.prepared.manifest import Manifest
-from timellama_dist.data.prepared.write import PrepareOptions, prepare, write_prepared
+from timellama_dist.data.prepared.options import PrepareOptions
+from timellama_dist.data.prepared.write import prepare, write_prepared
 from timellama_dist.data.tables.options import TableOptions
 from timellama_dist.data.tables.table import read_table
 from timellama_dist.errors import ConfigError, DataError

@@ -351,7 +351,7 @@ def test_a_row_can_hold_a_whole_series(tmp_path) -> None:
 
     with refused(
         f"{path}: a row holds a whole series and no times (data.layout=rows): give "
-        "data.frequency, for example h, or prepare it first with it"
+        "data.frequency, for example h"
     ):
         read_table(path)
     table = read_table(path, TableOptions(frequency="h", start="2020-01-01"))

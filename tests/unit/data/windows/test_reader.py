@@ -13,8 +13,9 @@ from timellama_dist.data.prepared.manifest import Manifest
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.table import read_table
 from timellama_dist.data.windows import reader as reader_module
-from timellama_dist.data.windows.index import SPLIT_NAMES, split_borders
 from timellama_dist.data.windows.reader import WindowReader, open_reader
+from timellama_dist.data.windows.spec import SPLIT_NAMES, WindowSpec
+from timellama_dist.data.windows.splits import SplitRule
 from timellama_dist.errors import ConfigError, DataError
 
 SPLIT = (0.6, 0.2, 0.2)
@@ -28,7 +29,7 @@ def all_windows(frames, split_name: str) -> np.ndarray:
         values = frame.to_numpy()
         train = values[: int(len(values) * SPLIT[0])]
         scaled = ((values - train.mean(axis=0)) / train.std(axis=0)).astype(np.float32)
-        begin, end = split_borders(len(values), SPLIT, 12)[split_name]
+        begin, end = SplitRule(SPLIT).borders(len(values), 12)[split_name]
         if end - begin >= 17:
             windows.append(sliding_window_view(scaled[begin:end], 17, axis=0))
     return np.concatenate(windows).transpose(0, 2, 1)
@@ -70,7 +71,7 @@ def long(tmp_path, make_frame):
 @pytest.mark.parametrize("cache_bytes", [1, 1 << 20])
 def test_every_window_equals_numpy_s(data, split, cache_bytes, request):
     path, frames = request.getfixturevalue(data)
-    reader = WindowReader(path, split=split, cache_bytes=cache_bytes, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(split=split, **LENGTHS), cache_bytes=cache_bytes)
     expected = all_windows(frames, split)
 
     assert len(reader) == len(expected)
@@ -89,7 +90,7 @@ def test_every_window_equals_numpy_s(data, split, cache_bytes, request):
 
 def test_series_and_start_say_where_a_window_comes_from(long):
     path, frames = long
-    reader = WindowReader(path, split="test", **LENGTHS)
+    reader = WindowReader(path, WindowSpec(split="test", **LENGTHS))
     batch = reader.read(np.arange(len(reader)))
 
     for series, start, past in zip(batch["series"], batch["start"], batch["past"], strict=True):
@@ -102,7 +103,7 @@ def test_series_and_start_say_where_a_window_comes_from(long):
 
 
 def test_padding_has_weight_zero(wide):
-    reader = WindowReader(wide[0], **LENGTHS)
+    reader = WindowReader(wide[0], WindowSpec(**LENGTHS))
     batch = reader.read([5, -1, 7, -1])
 
     assert batch["weight"].tolist() == [1, 0, 1, 0]
@@ -111,7 +112,7 @@ def test_padding_has_weight_zero(wide):
 
 def test_the_cache_stays_below_its_bound(wide):
     # A row group is 8 rows x 2 channels x 4 bytes.
-    reader = WindowReader(wide[0], cache_bytes=300, **LENGTHS)
+    reader = WindowReader(wide[0], WindowSpec(**LENGTHS), cache_bytes=300)
     reader.read(np.arange(len(reader)))
 
     assert reader.cached_bytes <= 300
@@ -119,8 +120,8 @@ def test_the_cache_stays_below_its_bound(wide):
 
 
 def test_few_shot_scales_by_the_whole_training_part(wide):
-    whole = WindowReader(wide[0], **LENGTHS)
-    few = WindowReader(wide[0], train_fraction=0.1, **LENGTHS)
+    whole = WindowReader(wide[0], WindowSpec(**LENGTHS))
+    few = WindowReader(wide[0], WindowSpec(train_fraction=0.1, **LENGTHS))
 
     # int((180 - 12) * 0.1) + 12 = 28 rows.
     assert len(few) == 28 - 17 + 1
@@ -129,7 +130,7 @@ def test_few_shot_scales_by_the_whole_training_part(wide):
 
 
 def test_a_pickled_reader_reads_the_same_and_carries_no_data(wide):
-    reader = WindowReader(wide[0], **LENGTHS)
+    reader = WindowReader(wide[0], WindowSpec(**LENGTHS))
     expected = reader.read([3, 4])
     text = pickle.dumps(reader)
     copies = pickle.loads(text), pickle.loads(text)
@@ -142,22 +143,22 @@ def test_a_pickled_reader_reads_the_same_and_carries_no_data(wide):
 def test_a_process_keeps_readers_while_their_caches_are_small(wide, monkeypatch):
     monkeypatch.setattr(reader_module, "_readers", OrderedDict())
     monkeypatch.setattr(reader_module, "_MOST_CACHE_BYTES", 3000)
-    specs = [
-        WindowReader(wide[0], split=split, cache_bytes=size, **LENGTHS).spec
+    handles = [
+        WindowReader(wide[0], WindowSpec(split=split, **LENGTHS), cache_bytes=size).handle
         for split, size in (("train", 1000), ("validation", 1000), ("test", 2000))
     ]
-    train, validation = open_reader(specs[0]), open_reader(specs[1])
-    assert open_reader(specs[0]) is train
-    open_reader(specs[2])  # now too much is kept: the reader used longest ago goes
-    assert open_reader(specs[0]) is train
-    assert open_reader(specs[1]) is not validation
+    train, validation = open_reader(handles[0]), open_reader(handles[1])
+    assert open_reader(handles[0]) is train
+    open_reader(handles[2])  # now too much is kept: the reader used longest ago goes
+    assert open_reader(handles[0]) is train
+    assert open_reader(handles[1]) is not validation
 
 
 def test_channels_whose_names_have_dots_are_not_mixed_up(tmp_path, make_frame):
     frame = make_frame(60).rename(columns={"b": "a.b"})
     frame.to_csv(tmp_path / "t.csv", index=False)
     write_prepared(read_table(tmp_path / "t.csv"), tmp_path / "out", split=SPLIT)
-    reader = WindowReader(tmp_path / "out", **LENGTHS)
+    reader = WindowReader(tmp_path / "out", WindowSpec(**LENGTHS))
 
     expected = all_windows([frame[["a", "a.b"]]], "train")
     past = reader.read(np.arange(len(reader)))["past"]
@@ -165,7 +166,7 @@ def test_channels_whose_names_have_dots_are_not_mixed_up(tmp_path, make_frame):
 
 
 def test_a_data_set_prepared_anew_is_not_mixed_with_the_old(wide, make_frame, tmp_path):
-    text = pickle.dumps(WindowReader(wide[0], **LENGTHS))
+    text = pickle.dumps(WindowReader(wide[0], WindowSpec(**LENGTHS)))
     make_frame(300, seed=9).to_csv(tmp_path / "w.csv", index=False)
     write_prepared(read_table(tmp_path / "w.csv"), wide[0], split=SPLIT)
 
@@ -180,7 +181,7 @@ def test_windows_longer_than_a_split_are_refused(wide):
         r"data.train_fraction=1.0"
     )
     with pytest.raises(ConfigError, match=message):
-        WindowReader(wide[0], context_len=200, horizon=150, split="test")
+        WindowReader(wide[0], WindowSpec(context_len=200, horizon=150, split="test"))
 
 
 def test_a_row_group_that_is_damaged_is_named(wide):
@@ -189,7 +190,7 @@ def test_a_row_group_that_is_damaged_is_named(wide):
     # Leaves size and footer as they are.
     text[4:400] = bytes(396)
     path.write_bytes(text)
-    reader = WindowReader(wide[0], **LENGTHS)
+    reader = WindowReader(wide[0], WindowSpec(**LENGTHS))
 
     with pytest.raises(DataError, match=r"-00001.parquet: row group \d+ cannot be read"):
         reader.read(np.arange(len(reader)))
@@ -199,7 +200,9 @@ def test_a_row_group_that_is_damaged_is_named(wide):
 def test_rows_before_a_padded_series_are_missing(long, split):
     path, frames = long
     # 120, 9, 90, 200 and 61 rows, of which 60 % train: most are shorter than 80 + 5 rows.
-    reader = WindowReader(path, context_len=80, horizon=5, split=split, short_series="pad")
+    reader = WindowReader(
+        path, WindowSpec(context_len=80, horizon=5, split=split, short_series="pad")
+    )
     batch = reader.read(np.arange(len(reader)))
 
     assert batch["start"].min() < 0
@@ -223,7 +226,7 @@ def test_missing_values_stay_missing_and_spoil_no_neighbours(wide, monkeypatch):
         column = pa.compute.multiply(table["a"], holes)
         pq.write_table(table.set_column(2, "a", column), file, row_group_size=8)
     monkeypatch.setattr(Manifest, "_check_files", lambda *_: None)
-    reader = WindowReader(path, **LENGTHS)
+    reader = WindowReader(path, WindowSpec(**LENGTHS))
     past = reader.read(np.arange(len(reader)))["past"]
 
     expected = all_windows(frames, "train")[:, :12].copy()
@@ -237,7 +240,7 @@ def test_a_split_by_series_reads_whole_series(long):
     path, frames = long
     text = (path / "manifest.json").read_text()
     (path / "manifest.json").write_text(text.replace('"split_by": "time"', '"split_by": "series"'))
-    reader = WindowReader(path, split="train", **LENGTHS)
+    reader = WindowReader(path, WindowSpec(split="train", **LENGTHS))
     batch = reader.read(np.arange(len(reader)))
 
     # Three of five train; numpy's generator of seed 0 says which.

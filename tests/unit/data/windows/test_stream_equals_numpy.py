@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.table import read_table
-from timellama_dist.data.windows.index import SPLIT_NAMES
 from timellama_dist.data.windows.orders import EvaluationOrder, TrainOrder
 from timellama_dist.data.windows.reader import WindowReader
+from timellama_dist.data.windows.spec import SPLIT_NAMES, WindowSpec
 
 SPLIT = (0.6, 0.2, 0.2)
 # A multiple of the micro-batches of 1, 2 and 3 workers.
@@ -122,9 +122,7 @@ def test_ranks_read_numpy_s_windows_each_once(world_size: int, case: Case, epoch
         readers = {
             split: WindowReader(
                 folder / "prepared",
-                context_len=case.context_len,
-                horizon=case.horizon,
-                split=split,
+                WindowSpec(context_len=case.context_len, horizon=case.horizon, split=split),
             )
             for split in SPLIT_NAMES
         }

@@ -3,13 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timellama_dist.data.windows.index import (
-    WindowIndex,
-    fitted_context_len,
-    series_in_split,
-    split_borders,
-    train_rows,
-)
+from timellama_dist.data.windows.index import WindowIndex, fitted_context_len
+from timellama_dist.data.windows.spec import WindowSpec
+from timellama_dist.data.windows.splits import SplitRule
 from timellama_dist.errors import ConfigError
 
 fractions = st.sampled_from([(0.7, 0.1, 0.2), (0.6, 0.2, 0.2), (0.5, 0.0, 0.25), (1, 0, 0)])
@@ -28,7 +24,7 @@ def targets(borders: tuple[int, int], context_len: int, horizon: int) -> set[int
 
 
 def test_ett_borders_are_the_published_ones():
-    borders = split_borders(17420, (8640, 2880, 2880), 512)
+    borders = SplitRule((8640, 2880, 2880)).borders(17420, 512)
 
     assert borders == {
         "train": (0, 8640),
@@ -39,7 +35,7 @@ def test_ett_borders_are_the_published_ones():
 
 def test_weather_borders_are_the_published_ones():
     # Autoformer's int(n * 0.7), int(n * 0.2) for n = 52696.
-    borders = split_borders(52696, (0.7, 0.1, 0.2), 96)
+    borders = SplitRule((0.7, 0.1, 0.2)).borders(52696, 96)
 
     assert borders == {
         "train": (0, 36887),
@@ -49,26 +45,26 @@ def test_weather_borders_are_the_published_ones():
 
 
 def test_fractions_below_one_leave_rows_unused_at_the_end():
-    assert split_borders(100, (0.5, 0.1, 0.2), 10)["test"] == (50, 80)
+    assert SplitRule((0.5, 0.1, 0.2)).borders(100, 10)["test"] == (50, 80)
 
 
 def test_the_sum_of_fractions_is_not_lost_to_float_rounding():
     # 0.7 + 0.0 + 0.2 is 0.8999...
-    borders = split_borders(30, (0.7, 0.0, 0.2), 2)
+    borders = SplitRule((0.7, 0.0, 0.2)).borders(30, 2)
     assert borders == {"train": (0, 21), "validation": (19, 21), "test": (19, 27)}
-    assert split_borders(10, (0.3, 0.3, 0.3), 0)["test"] == (6, 9)
+    assert SplitRule((0.3, 0.3, 0.3)).borders(10, 0)["test"] == (6, 9)
 
 
 @pytest.mark.parametrize("split", [(0.7, 0.0, 0.2), (0.35, 0.0, 0.1), (0.6, 0.0, 0.3)])
 def test_without_a_validation_part_no_test_row_is_trained_on(split):
     for rows in range(1, 1000):
-        borders = split_borders(rows, split, 0)
+        borders = SplitRule(split).borders(rows, 0)
         assert borders["train"][1] <= borders["test"][0] <= borders["test"][1] <= rows
 
 
 @given(rows=st.integers(1, 400), split=fractions, context_len=lengths, horizon=lengths)
 def test_targets_of_each_split_lie_in_its_own_part(rows, split, context_len, horizon):
-    borders = split_borders(rows, split, context_len)
+    borders = SplitRule(split).borders(rows, context_len)
     train = int(rows * split[0])
     used = rows if sum(split) > 0.99 else int(rows * sum(split))
     test_begin = used - int(rows * split[2])
@@ -85,7 +81,7 @@ def test_targets_of_each_split_lie_in_its_own_part(rows, split, context_len, hor
 
 
 def test_few_shot_keeps_the_first_share_of_the_training_rows():
-    borders = split_borders(17420, (8640, 2880, 2880), 512, train_fraction=0.05)
+    borders = SplitRule((8640, 2880, 2880)).borders(17420, 512, train_fraction=0.05)
 
     assert borders["train"] == (0, int((8640 - 512) * 0.05) + 512)
     assert borders["test"] == (11520 - 512, 14400)
@@ -93,11 +89,11 @@ def test_few_shot_keeps_the_first_share_of_the_training_rows():
 
 def test_few_shot_share_is_not_lost_to_float_rounding():
     # 100 * 0.29 is 28.999999999999996 in floats.
-    assert split_borders(110, (110, 0, 0), 10, train_fraction=0.29)["train"] == (0, 39)
+    assert SplitRule((110, 0, 0)).borders(110, 10, train_fraction=0.29)["train"] == (0, 39)
 
 
 def test_the_scaler_s_rows_do_not_shrink_with_few_shot():
-    assert train_rows([100, 50], (0.7, 0.1, 0.2)).tolist() == [70, 35]
+    assert SplitRule((0.7, 0.1, 0.2)).train_rows([100, 50]).tolist() == [70, 35]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +107,13 @@ def test_the_scaler_s_rows_do_not_shrink_with_few_shot():
 )
 def test_an_impossible_split_is_refused(split, message):
     with pytest.raises(ConfigError, match=message):
-        split_borders(100, split, 10)
+        SplitRule(split).borders(100, 10)
 
 
 @pytest.mark.parametrize("fraction", [0, 1.5, -1])
 def test_a_train_fraction_out_of_bounds_is_refused(fraction):
     with pytest.raises(ConfigError, match=r"data.train_fraction must be above 0 and at most 1"):
-        split_borders(100, (0.7, 0.1, 0.2), 10, train_fraction=fraction)
+        SplitRule((0.7, 0.1, 0.2)).borders(100, 10, train_fraction=fraction)
 
 
 @given(
@@ -129,12 +125,12 @@ def test_a_train_fraction_out_of_bounds_is_refused(fraction):
 def test_the_index_lists_every_window_of_every_series_in_order(rows, name, context_len, horizon):
     split = (0.6, 0.2, 0.2)
     index = WindowIndex.build(
-        rows, split=split, name=name, context_len=context_len, horizon=horizon
+        rows, WindowSpec(split=name, context_len=context_len, horizon=horizon), SplitRule(split)
     )
     expected = [
         (number, start)
         for number, num_rows in enumerate(rows)
-        for begin, end in [split_borders(num_rows, split, context_len)[name]]
+        for begin, end in [SplitRule(split).borders(num_rows, context_len)[name]]
         for start in range(begin, end - context_len - horizon + 1)
     ]
     series, starts = index.locate(np.arange(len(index)))
@@ -143,7 +139,9 @@ def test_the_index_lists_every_window_of_every_series_in_order(rows, name, conte
 
 
 def test_an_id_out_of_range_is_refused():
-    index = WindowIndex.build([50], split=(1, 0, 0), name="train", context_len=5, horizon=5)
+    index = WindowIndex.build(
+        [50], WindowSpec(split="train", context_len=5, horizon=5), SplitRule((1, 0, 0))
+    )
 
     with pytest.raises(IndexError, match=r"window ids must be in \[0, 41\), got 0..41"):
         index.locate(np.array([0, 41]))
@@ -151,31 +149,35 @@ def test_an_id_out_of_range_is_refused():
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ConfigError, match="split must be one of train, validation, test, got 'x'"):
-        WindowIndex.build([50], split=(1, 0, 0), name="x", context_len=5, horizon=5)
+        WindowIndex.build(
+            [50], WindowSpec(split="x", context_len=5, horizon=5), SplitRule((1, 0, 0))
+        )
 
 
 def test_a_length_below_one_is_refused():
     with pytest.raises(ConfigError, match=r"data.horizon must be at least 1, got 0"):
-        WindowIndex.build([50], split=(1, 0, 0), name="train", context_len=5, horizon=0)
+        WindowIndex.build(
+            [50], WindowSpec(split="train", context_len=5, horizon=0), SplitRule((1, 0, 0))
+        )
 
 
 def test_no_rows_of_training_mean_all_but_the_last():
-    assert split_borders(100, (0, 6, 8), 10) == {
+    assert SplitRule((0, 6, 8)).borders(100, 10) == {
         "train": (0, 86),
         "validation": (76, 92),
         "test": (82, 100),
     }
     # Shorter than validation and test together, and than test alone.
-    assert split_borders(11, (0, 6, 8), 10)["validation"] == (0, 3)
-    assert split_borders(5, (0, 6, 8), 10)["test"] == (0, 5)
-    assert train_rows([100, 14, 5], (0, 6, 8)).tolist() == [86, 0, 0]
+    assert SplitRule((0, 6, 8)).borders(11, 10)["validation"] == (0, 3)
+    assert SplitRule((0, 6, 8)).borders(5, 10)["test"] == (0, 5)
+    assert SplitRule((0, 6, 8)).train_rows([100, 14, 5]).tolist() == [86, 0, 0]
 
 
 @pytest.mark.parametrize("split", [(0, 0, 5), (0, 5, 0)])
 def test_all_but_no_last_rows_is_refused(split):
     message = r"V and T must be above 0, got \[0, \d, \d\]"
     with pytest.raises(ConfigError, match=message):
-        split_borders(100, split, 10)
+        SplitRule(split).borders(100, 10)
 
 
 def enumerated(rows, split, name, context_len, horizon):
@@ -209,11 +211,8 @@ def test_padding_gives_each_target_row_of_a_short_series_a_window(
 ):
     index = WindowIndex.build(
         rows,
-        split=split,
-        name=name,
-        context_len=context_len,
-        horizon=horizon,
-        short_series="pad",
+        WindowSpec(split=name, context_len=context_len, horizon=horizon, short_series="pad"),
+        SplitRule(split),
     )
     series, starts = index.locate(np.arange(len(index)))
     found = list(zip(series.tolist(), starts.tolist(), strict=True))
@@ -224,7 +223,7 @@ def test_padding_gives_each_target_row_of_a_short_series_a_window(
 
 def test_series_too_short_for_a_window_are_counted():
     index = WindowIndex.build(
-        [20, 9, 100, 10], split=(1, 0, 0), name="train", context_len=6, horizon=4
+        [20, 9, 100, 10], WindowSpec(split="train", context_len=6, horizon=4), SplitRule((1, 0, 0))
     )
 
     assert (index.num_series, index.num_skipped) == (4, 1)
@@ -233,7 +232,7 @@ def test_series_too_short_for_a_window_are_counted():
 @given(num_series=st.integers(1, 300), split=fractions)
 def test_a_split_by_series_gives_each_series_to_one_split(num_series, split):
     members = {
-        name: series_in_split(num_series, split, name) for name in ("train", "validation", "test")
+        name: SplitRule(split).members(num_series, name) for name in ("train", "validation", "test")
     }
     counts = {name: int(member.sum()) for name, member in members.items()}
 
@@ -245,7 +244,7 @@ def test_a_split_by_series_gives_each_series_to_one_split(num_series, split):
 
 
 def test_a_split_by_series_mixes_them_and_never_changes():
-    train = np.flatnonzero(series_in_split(1000, (0.5, 0.25, 0.25), "train"))
+    train = np.flatnonzero(SplitRule((0.5, 0.25, 0.25)).members(1000, "train"))
 
     assert train.tolist() == sorted(np.random.default_rng(0).permutation(1000)[:500].tolist())
 
@@ -255,7 +254,9 @@ def test_a_series_of_a_split_by_series_has_windows_anywhere_in_it():
     found = {}
     for name in ("train", "validation", "test"):
         index = WindowIndex.build(
-            rows, split=(0.5, 0.25, 0.25), name=name, context_len=5, horizon=3, split_by="series"
+            rows,
+            WindowSpec(split=name, context_len=5, horizon=3),
+            SplitRule((0.5, 0.25, 0.25), "series"),
         )
         series, starts = index.locate(np.arange(len(index)))
         for number in set(series.tolist()):
@@ -268,12 +269,8 @@ def test_a_series_of_a_split_by_series_has_windows_anywhere_in_it():
 def test_a_short_series_of_a_split_by_series_is_padded_in_any_split():
     index = WindowIndex.build(
         [7, 30],
-        split=(0.0, 0.0, 1.0),
-        name="test",
-        context_len=5,
-        horizon=3,
-        split_by="series",
-        short_series="pad",
+        WindowSpec(split="test", context_len=5, horizon=3, short_series="pad"),
+        SplitRule((0.0, 0.0, 1.0), "series"),
     )
     series, starts = index.locate(np.arange(len(index)))
 
@@ -283,21 +280,22 @@ def test_a_short_series_of_a_split_by_series_is_padded_in_any_split():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("lengths", "rule", "message"),
     [
-        ({"split_by": "space"}, "split_by must be one of time, series, got 'space'"),
-        ({"short_series": "cut"}, r"data.short_series must be one of skip, pad, got 'cut'"),
+        ({}, {"by": "space"}, "data.split_by must be one of time, series, got 'space'"),
+        ({"short_series": "cut"}, {}, r"data.short_series must be one of skip, pad, got 'cut'"),
         (
-            {"split_by": "series", "split": (50, 20, 20)},
+            {},
+            {"by": "series", "split": (50, 20, 20)},
             r"data.split must be three fractions of the number of series where data are split by "
             r"series, got \[50, 20, 20\]",
         ),
     ],
 )
-def test_an_unknown_way_to_split_is_refused(changes, message):
-    arguments = {"split": (0.7, 0.1, 0.2), "name": "train", "context_len": 5, "horizon": 5}
+def test_an_unknown_way_to_split_is_refused(lengths, rule, message):
+    lengths = {"context_len": 5, "horizon": 5} | lengths
     with pytest.raises(ConfigError, match=message):
-        WindowIndex.build([100] * 9, **(arguments | changes))
+        WindowIndex.build([100] * 9, WindowSpec(**lengths), SplitRule(**rule))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from timellama_dist.config.load import config_from_flat
-from timellama_dist.console.program import command_line, program
+from timellama_dist.program import command_line, program
 from timellama_dist.train.run_directory import resume_command
 
 ROOT = Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""The text prompt of a run: the data set's description and the task, in words."""
+"""Writes the prompt of a data set: what the data are, and the task, in words."""
 
 
 def task_prompt(description: str, *, context_len: int, horizon: int, frequency: str) -> str:

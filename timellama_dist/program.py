@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 
 
 def program(command: str) -> str:
