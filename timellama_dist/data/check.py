@@ -76,6 +76,13 @@ class _Source:
     def frequency(self) -> str:
         return str(self.opened.frequency)
 
+    @property
+    def season_len(self) -> int:
+        """Steps of the main season."""
+        if isinstance(self.opened, Manifest):
+            return self.opened.season_len
+        return season_len(self.frequency)
+
 
 def _check_dataset(data: DataSection, number: int, splits: Sequence[SplitName]) -> Dataset:
     """Check one data set; an error names it as the user does."""
@@ -113,7 +120,7 @@ def _dataset(
         spec=spec,
         channels=opened.channels,
         frequency=source.frequency,
-        season_len=season_len(source.frequency),
+        season_len=source.season_len,
         counts=counts,
         content_hash=prepared.content_hash,
         description=part.prompt or prepared.prompt,
@@ -213,7 +220,7 @@ def _fitted(spec: WindowSpec, source: _Source) -> WindowSpec:
         num_rows if rule.by == "series" else rule.train_rows(num_rows),
         most=spec.context_len,
         horizon=spec.horizon,
-        season_len=season_len(source.frequency),
+        season_len=source.season_len,
     )
     return replace(spec, context_len=context_len)
 
