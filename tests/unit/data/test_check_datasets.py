@@ -14,7 +14,6 @@ from timellama_dist.data.dataset import Dataset
 from timellama_dist.data.prepared.manifest import Manifest
 from timellama_dist.errors import ConfigError, DataError, UserError
 
-
 LENGTHS = {"context_len": 12, "horizon": 4, "fit_context": False}
 STRICT = {"duplicates": "refuse", "gaps": "refuse", "missing": "refuse", "short_series": "skip"}
 
