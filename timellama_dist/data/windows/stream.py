@@ -2,8 +2,9 @@
 
 Beside `prepared/job.py` the only module of `data/` that imports Ray. Training and evaluation stream
 the rows of many windows at once, each row once, and cut windows where they are used;
-`window_dataset` makes a data set of whole windows. Nothing but integers crosses from the consumer to the tasks, which read with a reader
-that their process keeps. Tasks, not actors, so that an idle pipeline holds no CPU.
+`window_dataset` makes a data set of whole windows. Nothing but integers crosses from the consumer
+to the tasks, which read with a reader that their process keeps. Tasks, not actors, so that an idle
+pipeline holds no CPU.
 """
 
 import os
