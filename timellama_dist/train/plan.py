@@ -12,8 +12,9 @@ from typing import Any
 from timellama_dist.backbone.folder import read_config, resolve_backbone
 from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import BackboneSection, DataSection, RunConfig
-from timellama_dist.data.check import check_datasets, data_name, refuse_credentials
+from timellama_dist.data.check import check_datasets, refuse_credentials
 from timellama_dist.data.dataset import Dataset
+from timellama_dist.data.opening import data_name
 from timellama_dist.data.windows.spec import SPLIT_NAMES, SplitName
 from timellama_dist.errors import ConfigError
 from timellama_dist.recipes import policy_file

@@ -14,6 +14,9 @@ from timellama_dist.data.dataset import Dataset
 from timellama_dist.data.prepared.manifest import Manifest
 from timellama_dist.errors import ConfigError, DataError, UserError
 
+LENGTHS = {"context_len": 12, "horizon": 4, "fit_context": False}
+STRICT = {"duplicates": "refuse", "gaps": "refuse", "missing": "refuse", "short_series": "skip"}
+
 
 def frame(rows: int = 200) -> pd.DataFrame:
     hours = np.arange(rows)
@@ -27,13 +30,12 @@ def write(folder: Path, rows: pd.DataFrame, name: str = "table") -> str:
 
 
 def section(path: str, **keys: Any) -> DataSection:
-    lengths = {"context_len": 12, "horizon": 4, "fit_context": False}
-    return DataSection(path=path, **(lengths | keys))
+    return DataSection(path=path, **(LENGTHS | STRICT | keys))
 
 
 def mixture(*parts: dict[str, Any], **keys: Any) -> DataSection:
-    lengths = {"context_len": 12, "horizon": 4, "fit_context": False}
-    return DataSection(mixture=[MixturePart(**part) for part in parts], **(lengths | keys))
+    strict = [MixturePart(**(STRICT | part)) for part in parts]
+    return DataSection(mixture=strict, **(LENGTHS | keys))
 
 
 def test_a_table_becomes_prepared_data_and_plain_values(tmp_path: Path) -> None:
@@ -52,7 +54,8 @@ def test_a_table_becomes_prepared_data_and_plain_values(tmp_path: Path) -> None:
     assert (dataset.part.columns, dataset.part.train_fraction) == (None, 0.5)
     plain = json.loads(json.dumps(dataset.to_dict()))
     assert Dataset.from_dict(plain) == dataset
-    (again,) = check_datasets(section(dataset.path, train_fraction=0.5))
+    few = DataSection(path=dataset.path, train_fraction=0.5, short_series="skip", **LENGTHS)
+    (again,) = check_datasets(few)
     assert again.num_windows == dataset.num_windows == {"train": 61, "validation": 17, "test": 37}
 
 

@@ -1,9 +1,10 @@
 """Streams windows of a prepared data set through Ray Data.
 
-The only module of `data/` that imports Ray. Training and evaluation stream the rows of many windows
-at once, each row once, and cut windows where they are used; `window_dataset` makes a data set of
-whole windows. Nothing but integers crosses from the consumer to the tasks, which read with a reader
-that their process keeps. Tasks, not actors, so that an idle pipeline holds no CPU.
+Beside `prepared/job.py` the only module of `data/` that imports Ray. Training and evaluation stream
+the rows of many windows at once, each row once, and cut windows where they are used;
+`window_dataset` makes a data set of whole windows. Nothing but integers crosses from the consumer
+to the tasks, which read with a reader that their process keeps. Tasks, not actors, so that an idle
+pipeline holds no CPU.
 """
 
 import os

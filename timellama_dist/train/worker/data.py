@@ -80,7 +80,7 @@ class RunData:
                 channels=list(dataset.channels),
                 frequency=dataset.frequency,
                 prompt=dataset.prompt,
-                season_len=manifest.season_len,
+                season_len=dataset.season_len,
                 options=manifest.options,
             )
             for dataset, manifest in zip(self.sets, self.manifests, strict=True)
