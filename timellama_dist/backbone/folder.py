@@ -90,9 +90,11 @@ def read_config(folder: str | Path, num_blocks: int | None = None) -> "LlamaConf
     forget_origin(config)
     if num_blocks is not None:
         if not 1 <= num_blocks <= config.num_hidden_layers:
+            most = config.num_hidden_layers
             raise ConfigError(
-                f"backbone.num_blocks must be between 1 and {config.num_hidden_layers} (the blocks "
-                f"of {Path(folder).name}), got {num_blocks}"
+                key="backbone.num_blocks",
+                must=f"be between 1 and {most} (the blocks of {Path(folder).name})",
+                got=num_blocks,
             )
         config.num_hidden_layers = num_blocks
     return config

@@ -29,7 +29,7 @@ class WeightSource(Protocol):
     """A source of a block's tensors."""
 
     def pieces(self, name: str, shape: torch.Size) -> Iterator[Tensor]:
-        """The tensor of that name (`layers.0.mlp.up_proj.weight`) in `row_ranges`, on the CPU.
+        """Yield the tensor of a name (`layers.0.mlp.up_proj.weight`) in `row_ranges`, on the CPU.
 
         Use or copy a piece before the next is asked for.
         """
@@ -72,7 +72,7 @@ class PretrainedWeights:
         return {name.removeprefix(self.prefix): self.folder / file for name, file in names}
 
     def pieces(self, name: str, shape: torch.Size) -> Iterator[Tensor]:
-        """The tensor of that name; only the piece at hand is read.
+        """Yield the tensor of that name; only the piece at hand is read.
 
         Raises:
             CheckpointError: missing, of another shape, or unreadable.
@@ -91,7 +91,7 @@ class PretrainedWeights:
                 yield opened.get_slice(name)[start:end]
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor:
-        """Some rows of a matrix, the only ones read, in the given order."""
+        """Read some rows of a matrix, and no other, in the given order."""
         file = self._file(name)
         with _opened(file) as opened:
             table = opened.get_slice(self.prefix + name)
@@ -105,9 +105,9 @@ class PretrainedWeights:
             return torch.cat([table[row : row + 1].float() for row in wanted])
 
     def sampled_sha256(self, names: Iterable[str]) -> str:
-        """A sha256 of some tensors, alike in whatever files and floating dtype their numbers are.
+        """Hash some tensors, alike in whatever files and floating dtype their numbers are.
 
-        Of a matrix it is of a few rows in the middle, since training changes every row, and to read
+        Of a matrix a few rows in the middle count, since training changes every row, and to read
         all of 70B parameters would take minutes before a run even starts; a vector counts whole.
 
         Raises:
@@ -141,7 +141,7 @@ class RandomWeights:
         self.std = config.initializer_range
 
     def pieces(self, name: str, shape: torch.Size) -> Iterator[Tensor]:
-        """The tensor of that name."""
+        """Draw the tensor of that name, in pieces."""
         # Seeded by the name, so that block 3 is the same whether 4 or 8 blocks are made.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
         for start, end in row_ranges(shape):

@@ -75,9 +75,10 @@ class DLoraConfig(PeftConfig):
             ("router_activation", Activation),
         ):
             if getattr(self, key) not in get_args(choices):
-                allowed = ", ".join(get_args(choices))
                 raise ConfigError(
-                    f"dlora.{key} must be one of {allowed}, got {getattr(self, key)!r}"
+                    key=f"dlora.{key}",
+                    must=f"be one of {', '.join(get_args(choices))}",
+                    got=getattr(self, key),
                 )
         if self.target_modules == "all-linear":
             # PEFT would expand it after the blocks have been looked for.

@@ -279,8 +279,10 @@ def _steps(horizon: int | None, longest: int, level: Sequence[float], *, roll: b
     steps = longest if horizon is None else horizon
     if steps < 1 or (steps > longest and not roll):
         raise ConfigError(
-            f"horizon must be between 1 and {longest}, got {steps}; roll=True forecasts further, "
-            "from its own forecasts"
+            key="horizon",
+            must=f"be between 1 and {longest}",
+            got=steps,
+            hint="roll=True forecasts further, from its own forecasts",
         )
     if steps > longest and level:
         raise ConfigError(f"level can't be given with a horizon above {longest}, got {steps}")

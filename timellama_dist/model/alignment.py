@@ -28,8 +28,9 @@ class PromptAlignment(nn.Module):
         super().__init__()
         if hidden_size % num_heads:
             raise ConfigError(
-                f"model.alignment_heads must divide the backbone's hidden size {hidden_size}, "
-                f"got {num_heads}"
+                key="model.alignment_heads",
+                must=f"divide the backbone's hidden size {hidden_size}",
+                got=num_heads,
             )
         self.num_heads = num_heads
         self.query = nn.Linear(hidden_size, hidden_size)

@@ -70,10 +70,10 @@ class ModelCard:
         cards = {dataset.name: dataset for dataset in self.datasets}
         names = ", ".join(cards)
         if dataset is None and len(cards) > 1:
-            raise ConfigError(f"dataset must be given, for the model knows several: {names}")
+            raise ConfigError(key="dataset", must=f"be given, for the model knows several: {names}")
         name = next(iter(cards)) if dataset is None else dataset
         if name not in cards:
-            raise ConfigError(f"dataset must be one of {names}, got {name!r}")
+            raise ConfigError(key="dataset", must=f"be one of {names}", got=name)
         return cards[name]
 
 

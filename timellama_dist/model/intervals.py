@@ -56,7 +56,7 @@ def check_levels(levels: Any) -> list[float]:
     for level in given:
         if not isinstance(level, int | float) or not 0 < level <= LEVELS[-1]:
             raise ConfigError(
-                f"level must be above 0 and at most {LEVELS[-1]} percent, got {level}"
+                key="level", must=f"be above 0 and at most {LEVELS[-1]} percent", got=level
             )
     return given
 

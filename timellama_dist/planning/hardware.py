@@ -106,5 +106,5 @@ def find_hardware(name: str, world_size: int) -> Hardware:
             framework_bytes=800 << 20,
         )
     if name not in GPUS:
-        raise ConfigError(f"--gpu must be one of {', '.join([*GPUS, 'cpu'])}, got {name!r}")
+        raise ConfigError(key="--gpu", must=f"be one of {', '.join([*GPUS, 'cpu'])}", got=name)
     return GPUS[name]

@@ -179,13 +179,15 @@ def _check(config: RunConfig, shape: LlamaShape) -> None:
         )
     if config.backbone.num_blocks > shape.num_blocks:
         raise ConfigError(
-            f"backbone.num_blocks must be between 1 and {shape.num_blocks} (the blocks of the "
-            f"backbone), got {config.backbone.num_blocks}"
+            key="backbone.num_blocks",
+            must=f"be between 1 and {shape.num_blocks} (the blocks of the backbone)",
+            got=config.backbone.num_blocks,
         )
     if config.model.alignment and shape.hidden_size % config.model.alignment_heads:
         raise ConfigError(
-            f"model.alignment_heads must divide the backbone's hidden size {shape.hidden_size}, "
-            f"got {config.model.alignment_heads}"
+            key="model.alignment_heads",
+            must=f"divide the backbone's hidden size {shape.hidden_size}",
+            got=config.model.alignment_heads,
         )
 
 

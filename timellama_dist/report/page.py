@@ -40,7 +40,7 @@ $body
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSet:
-    """What the report shows of one data set beside what the run's files hold."""
+    """A data set as the report shows it, beside what the run's files hold."""
 
     name: str
     channels: Sequence[str]

@@ -3,28 +3,19 @@
 Shapes: B series, H horizon.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from pandas.tseries.frequencies import to_offset
-from pandas.tseries.offsets import Day, Tick
 
-from timellama_dist.data.tables.columns import ID_COLUMN, TIME_COLUMN
 from timellama_dist.data.tables.long_form import Times, future_times
-from timellama_dist.data.tables.origin import Origin
-from timellama_dist.data.tables.series import Series, Table
+from timellama_dist.data.tables.series import Series
 from timellama_dist.errors import UserError
 from timellama_dist.forecast.datasets import TrainedDataset
 from timellama_dist.forecast.forecaster import TimeLlamaForecaster
-from timellama_dist.forecast.tables import table_options
 from timellama_dist.model.intervals import cutoffs_before
+from timellama_dist.serve.reading import read_series, read_together
 from timellama_dist.serve.requests import ForecastRequest, RequestError, SeriesIn
-
-_UNNAMED = "series"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,18 +30,6 @@ class Task:
     times_BH: Times
     levels: list[float]
     recent: int
-
-
-@dataclass(frozen=True)
-class _RequestRows(Origin):
-    """Rows of a request, which messages name as its fields."""
-
-    first_rows: tuple[int, ...] = ()
-    """Where each series begins in the frame."""
-
-    def where(self, code: int) -> str:
-        number = bisect_right(self.first_rows, code) - 1
-        return f"series[{number}]: row {code - self.first_rows[number] + 1}"
 
 
 def check_requests(
@@ -77,11 +56,11 @@ def check_requests(
             results[number] = error
     for name, group in numbers.items():
         dataset = forecaster.dataset(name)
-        together = _read_together([requests[number] for number in group], forecaster, dataset)
+        together = read_together([requests[number] for number in group], forecaster, dataset)
         for place, number in enumerate(group):
             request = requests[number]
             try:
-                series = together[place] if together else _read(request, forecaster, dataset)
+                series = together[place] if together else read_series(request, forecaster, dataset)
                 results[number] = _task(request, dataset, series, max_forecasts)
             except RequestError as error:
                 results[number] = error
@@ -122,78 +101,6 @@ def _wrong_channels(
         (f"{field}.{name}", f"is no channel of the model; it forecasts {list(channels)}")
         for name in odd
     ]
-
-
-def _read(
-    request: ForecastRequest, forecaster: TimeLlamaForecaster, dataset: TrainedDataset
-) -> list[Series]:
-    """Read a request's series, in its order.
-
-    Raises:
-        RequestError: what is wrong with them.
-    """
-    names = _names(request, dataset)
-    begins = np.cumsum([0, *(len(series.ds) for series in request.series[:-1])])
-    origin = _RequestRows(("series",), first_rows=tuple(begins.tolist()))
-    try:
-        table = _table(request.series, names, forecaster, dataset, origin)
-    except UserError as error:
-        field, _, message = str(error).partition(": ")
-        raise RequestError(422, (field, message)) from None
-    by_name = {series.unique_id: series for series in table.series}
-    return [by_name[name] for name in names]
-
-
-def _read_together(
-    requests: Sequence[ForecastRequest], forecaster: TimeLlamaForecaster, dataset: TrainedDataset
-) -> list[list[Series]] | None:
-    """Read the series of many requests at once, hardly slower than those of one.
-
-    None if that could give a request another answer than alone: if something is wrong with any, or
-    where others could show a step that its own rows leave open.
-    """
-    columns = [series for request in requests for series in request.series]
-    fixed = isinstance(to_offset(dataset.card.frequency), Tick | Day)
-    refuses_gaps = dataset.card.options.get("gaps", "refuse") == "refuse"
-    rows = [max(len(series.ds) for series in request.series) for request in requests]
-    if len(requests) < 2 or not fixed or not refuses_gaps or min(rows) < 2:
-        return None
-    try:
-        # In the order of these names, which is that of the requests.
-        table = _table(columns, [f"{n:09d}" for n in range(len(columns))], forecaster, dataset)
-    except UserError:
-        return None
-    in_order = iter(table.series)
-    return [
-        [replace(next(in_order), unique_id=name) for name in _names(request, dataset)]
-        for request in requests
-    ]
-
-
-def _names(request: ForecastRequest, dataset: TrainedDataset) -> Sequence[str]:
-    """Name a request's series; an only one without a name may be the model's only one."""
-    names = [series.unique_id for series in request.series if series.unique_id is not None]
-    return names or dataset.names_of([_UNNAMED])
-
-
-def _table(
-    series: Sequence[SeriesIn],
-    names: Sequence[str],
-    forecaster: TimeLlamaForecaster,
-    dataset: TrainedDataset,
-    origin: Origin | None = None,
-) -> Table:
-    channels = tuple(dataset.card.channels)
-    columns: dict[str, Any] = {
-        ID_COLUMN: np.repeat(np.array(names, object), [len(own.ds) for own in series]),
-        TIME_COLUMN: [time for own in series for time in own.ds],
-    }
-    for channel in channels:
-        values = [value for own in series for value in own.values[channel]]
-        columns[channel] = np.array(values, np.float64)
-    # The channels are columns here, even if they were series of the table trained on.
-    options = replace(table_options(dataset.card), series="separate", columns=channels)
-    return forecaster.table(pd.DataFrame(columns), options, dataset.card.name, origin)
 
 
 def _task(

@@ -13,7 +13,7 @@ from timellama_dist.backbone.fingerprint import backbone_fingerprint
 from timellama_dist.config.load import config_from_flat
 
 
-def found(folder: Path, **keys: Any) -> str | None:
+def actual(folder: Path, **keys: Any) -> str | None:
     keys = {"backbone.num_blocks": 1, **keys}
     return backbone_fingerprint(config_from_flat({"data.path": "table.csv", **keys}), folder)
 
@@ -31,7 +31,7 @@ def change(folder: Path, name: str) -> None:
 
 def test_quantisation_precision_and_place_do_not_matter(tiny_llama: Path, llama: Path) -> None:
     prints = {
-        found(folder, **{"backbone.quantization": quantization, "train.precision": precision})
+        actual(folder, **{"backbone.quantization": quantization, "train.precision": precision})
         for folder in (tiny_llama, llama)
         for quantization in ("nf4", "none")
         for precision in ("fp32", "bf16")
@@ -48,10 +48,10 @@ def test_files_and_a_dtype_that_holds_the_same_numbers_do_not_matter(
     for name, model in (("short", short), ("long", short.float()), ("headless", short.model)):
         size = "60KB" if name == "long" else "1GB"
         model.save_pretrained(tmp_path / name, max_shard_size=size)
-        prints.add(found(tmp_path / name))
+        prints.add(actual(tmp_path / name))
     assert len(list((tmp_path / "long").glob("*.safetensors"))) > 2
     assert len(prints) == 1
-    assert prints != {found(llama)}, "rounded numbers are other ones"
+    assert prints != {actual(llama)}, "rounded numbers are other ones"
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,18 @@ def test_files_and_a_dtype_that_holds_the_same_numbers_do_not_matter(
     ],
 )
 def test_each_tensor_that_is_used_matters(name: str, llama: Path) -> None:
-    before = found(llama)
+    before = actual(llama)
     change(llama, name)
-    assert found(llama) != before
+    assert actual(llama) != before
 
 
 def test_what_is_not_used_does_not_matter(llama: Path) -> None:
     without_prompt = {"model.alignment": False, "model.prefix": False}
-    blocks, both = found(llama, **without_prompt), found(llama, **{"backbone.num_blocks": 2})
+    blocks, both = actual(llama, **without_prompt), actual(llama, **{"backbone.num_blocks": 2})
     change(llama, "embed_tokens.weight")
     change(llama, "layers.1.mlp.down_proj.weight")
-    assert found(llama, **without_prompt) == blocks
-    assert found(llama, **{"backbone.num_blocks": 2}) != both
+    assert actual(llama, **without_prompt) == blocks
+    assert actual(llama, **{"backbone.num_blocks": 2}) != both
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_what_is_not_used_does_not_matter(llama: Path) -> None:
 def test_without_pretrained_blocks_only_the_table_of_a_prompt_in_use_matters(
     keys: dict[str, Any], llama: Path
 ) -> None:
-    before = found(llama, **keys)
+    before = actual(llama, **keys)
     change(llama, "layers.0.mlp.down_proj.weight")
-    assert found(llama, **keys) == before is not None
+    assert actual(llama, **keys) == before is not None
     change(llama, "embed_tokens.weight")
-    assert found(llama, **keys) != before
-    assert found(llama, **keys, **{"model.alignment": False, "model.prefix": False}) is None
+    assert actual(llama, **keys) != before
+    assert actual(llama, **keys, **{"model.alignment": False, "model.prefix": False}) is None

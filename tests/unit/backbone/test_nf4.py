@@ -23,16 +23,16 @@ def test_a_matrix_in_pieces_gives_what_bitsandbytes_makes_of_the_whole(
 ) -> None:
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = Params4bit(matrix, quant_type="nf4").to("cpu")
-    module, found = quantised(matrix, rows)
-    assert torch.equal(found.data, expected.data)
-    assert found.quant_state == expected.quant_state
-    assert found.quant_state.as_dict(packed=True).keys() == (
+    module, actual = quantised(matrix, rows)
+    assert torch.equal(actual.data, expected.data)
+    assert actual.quant_state == expected.quant_state
+    assert actual.quant_state.as_dict(packed=True).keys() == (
         expected.quant_state.as_dict(packed=True).keys()
     )
-    assert module.quant_state is found.quant_state
-    assert not found.requires_grad
+    assert module.quant_state is actual.quant_state
+    assert not actual.requires_grad
 
 
 def test_moving_a_finished_parameter_does_not_quantise_it_again() -> None:
-    _, found = quantised(torch.randn(64, 64), 64)
-    assert torch.equal(found.to("cpu").data, found.data)
+    _, actual = quantised(torch.randn(64, 64), 64)
+    assert torch.equal(actual.to("cpu").data, actual.data)

@@ -16,15 +16,15 @@ def gradients(model: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
         weights = torch.linspace(-1, 1, output.numel()).view_as(output)
         loss = loss + (output * weights).sum() + 0.5 * model.balance_loss()
     loss.backward()
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    actual = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return actual
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize("gate", ["probability", "straight_through", "binary"])

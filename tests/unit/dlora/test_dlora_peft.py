@@ -127,8 +127,8 @@ def test_adapters_active_together_route_for_themselves_and_add_up(llama, hidden_
             with model.disable_adapter():
                 run(model, hidden_BTD)
         handle.remove()
-    base, one, two, both = outputs.values()
-    torch.testing.assert_close(both, one + two - base)
+    base, first, second, both = outputs.values()
+    torch.testing.assert_close(both, first + second - base)
     torch.testing.assert_close(losses[2], losses[0] + losses[1])
     assert {name.split(".")[-2] for name in trainable(model)} == {"one", "two"}
     with pytest.raises(ValueError, match="adapter_name must be one of one, two, got None"):

@@ -32,9 +32,9 @@ def test_gaps_stay_where_they_are_in_every_series_and_channel(tiny_llama: Path) 
     for name, scaler in SCALERS.items():
         values = frame.loc[frame["unique_id"] == name, ["a", "b"]].to_numpy()
         assert np.isnan(values).any()
-        found = forecast[forecast["unique_id"] == name]["yhat"].to_numpy().reshape(2, HORIZON).T
+        actual = forecast[forecast["unique_id"] == name]["yhat"].to_numpy().reshape(2, HORIZON).T
         expected = by_the_model_itself(own, values, scaler.mean, scaler.std)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_series_that_training_did_not_see_is_scaled_by_its_observed_values(
@@ -44,9 +44,9 @@ def test_a_series_that_training_did_not_see_is_scaled_by_its_observed_values(
     frame["unique_id"] = frame["unique_id"].replace("x", "new")
     values = frame.loc[frame["unique_id"] == "new", ["a", "b"]].to_numpy()
     forecast = own.predict(frame)
-    found = forecast[forecast["unique_id"] == "new"]["yhat"].to_numpy().reshape(2, HORIZON).T
+    actual = forecast[forecast["unique_id"] == "new"]["yhat"].to_numpy().reshape(2, HORIZON).T
     mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    np.testing.assert_allclose(found, by_the_model_itself(own, values, mean, std), atol=1e-4)
+    np.testing.assert_allclose(actual, by_the_model_itself(own, values, mean, std), atol=1e-4)
 
 
 def test_the_only_series_that_a_model_knows_is_no_other_s(tiny_llama: Path) -> None:
@@ -69,9 +69,9 @@ def test_series_that_are_channels_may_have_gaps_of_their_own(tiny_llama: Path) -
     values = np.concatenate(
         [frame.loc[frame["unique_id"] == name, ["a", "b"]].to_numpy() for name in "xy"], axis=1
     )
-    found = own.predict(frame)["yhat"].to_numpy().reshape(4, HORIZON).T
+    actual = own.predict(frame)["yhat"].to_numpy().reshape(4, HORIZON).T
     expected = by_the_model_itself(own, values, scaler.mean, scaler.std)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_channel_without_any_value_is_forecast_near_its_training_mean(tiny_llama: Path) -> None:
@@ -120,33 +120,33 @@ def test_infinite_values_and_missing_names_are_refused_all_the_same(tiny_llama: 
 
 def test_intervals_of_a_short_frame_are_those_of_the_validation_part(tiny_llama: Path) -> None:
     own, frame = forecaster(tiny_llama, missing="mask"), long_frame()
-    found = own.predict(frame, level=[80, 95])
+    actual = own.predict(frame, level=[80, 95])
     names = ["yhat-lo-80", "yhat-hi-80", "yhat-lo-95", "yhat-hi-95"]
-    assert list(found) == ["unique_id", "ds", "channel", "yhat", *names]
+    assert list(actual) == ["unique_id", "ds", "channel", "yhat", *names]
     std = [
-        SCALERS[one].std["ab".index(c)]
-        for one, c in zip(found.unique_id, found.channel, strict=True)
+        SCALERS[name].std["ab".index(c)]
+        for name, c in zip(actual.unique_id, actual.channel, strict=True)
     ]
-    np.testing.assert_allclose(found["yhat"] - found["yhat-lo-80"], 0.8 * np.array(std))
-    np.testing.assert_allclose(found["yhat-hi-95"] - found["yhat"], 0.95 * np.array(std))
-    pd.testing.assert_frame_equal(found.iloc[:, :4], own.predict(frame))
+    np.testing.assert_allclose(actual["yhat"] - actual["yhat-lo-80"], 0.8 * np.array(std))
+    np.testing.assert_allclose(actual["yhat-hi-95"] - actual["yhat"], 0.95 * np.array(std))
+    pd.testing.assert_frame_equal(actual.iloc[:, :4], own.predict(frame))
 
 
 def test_intervals_follow_the_errors_of_the_frame_s_own_past(tiny_llama: Path) -> None:
     own, frame = forecaster(tiny_llama, missing="mask"), long_frame(40)
-    found = own.predict(frame, level=[80], recent=3)
+    actual = own.predict(frame, level=[80], recent=3)
     for name, scaler in SCALERS.items():
-        one = frame[frame["unique_id"] == name]
-        values, errors = one[["a", "b"]].to_numpy(), []
+        series = frame[frame["unique_id"] == name]
+        values, errors = series[["a", "b"]].to_numpy(), []
         for seen in (40 - HORIZON - 8, 40 - HORIZON - 4, 40 - HORIZON):
-            yhat = own.predict(one[:seen])["yhat"].to_numpy().reshape(2, HORIZON).T
+            yhat = own.predict(series[:seen])["yhat"].to_numpy().reshape(2, HORIZON).T
             errors.append(np.abs(values[seen : seen + HORIZON] - yhat) / scaler.std)
         expected = tracked_radius(np.full((HORIZON, 2), 0.8), np.stack(errors)[None], 80)[0]
-        here = found[found["unique_id"] == name]
+        here = actual[actual["unique_id"] == name]
         half = (here["yhat-hi-80"] - here["yhat"]).to_numpy().reshape(2, HORIZON).T
         np.testing.assert_allclose(half, expected * scaler.std, rtol=1e-5)
     kept = own.predict(frame, level=[80], recent=0)
-    assert not np.allclose(kept["yhat-hi-80"], found["yhat-hi-80"])
+    assert not np.allclose(kept["yhat-hi-80"], actual["yhat-hi-80"])
     with pytest.raises(ConfigError, match=r"^recent must be at least 0, got -1$"):
         own.predict(frame, level=[80], recent=-1)
 
@@ -173,12 +173,12 @@ def test_a_longer_horizon_is_refused_or_rolled(tiny_llama: Path) -> None:
     own, frame = forecaster(tiny_llama, missing="mask"), long_frame()
     with pytest.raises(ConfigError, match="horizon must be between 1 and 4, got 7; roll=True"):
         own.predict(frame, 7)
-    found = own.predict(frame, 7, roll=True)
+    actual = own.predict(frame, 7, roll=True)
     first = own.predict(frame)
     wide = first.pivot(index=["unique_id", "ds"], columns="channel", values="yhat").reset_index()
     second = own.predict(pd.concat([frame, wide]), 3)
     both = pd.concat([first, second]).sort_values(["unique_id", "channel", "ds"])
-    pd.testing.assert_frame_equal(found, both.reset_index(drop=True))
+    pd.testing.assert_frame_equal(actual, both.reset_index(drop=True))
     pd.testing.assert_frame_equal(
         own.predict(frame, 2), first[first.index % HORIZON < 2].reset_index(drop=True)
     )
@@ -197,8 +197,8 @@ def test_a_frame_s_weeks_and_quarters_may_begin_elsewhere_than_the_model_s(
     own = forecaster(tiny_llama, frequency=frequency, missing="mask")
     stamps = pd.date_range(start, periods=15 + HORIZON, freq=step)
     frame = long_frame().assign(ds=np.repeat(stamps[:15], 2))
-    found = own.predict(frame)
-    assert set(found["ds"]) == set(stamps[15:])
+    actual = own.predict(frame)
+    assert set(actual["ds"]) == set(stamps[15:])
     other = long_frame().assign(ds=np.repeat(pd.date_range(start, periods=15), 2))
     with pytest.raises(DataError, match=f"the model's step is '{frequency}', the frame's 'D'"):
         own.predict(other)
@@ -207,10 +207,10 @@ def test_a_frame_s_weeks_and_quarters_may_begin_elsewhere_than_the_model_s(
 def test_one_row_a_series_is_enough_where_training_padded(tiny_llama: Path) -> None:
     padded = forecaster(tiny_llama, frequency="D", short_series="pad", missing="mask")
     frame = long_frame()[:2]
-    found = padded.predict(frame)
-    assert np.isfinite(found["yhat"]).all()
+    actual = padded.predict(frame)
+    assert np.isfinite(actual["yhat"]).all()
     days = [f"2024-01-0{day}" for day in range(2, 2 + HORIZON)]
-    assert found["ds"].dt.strftime("%Y-%m-%d").tolist() == days * 4
+    assert actual["ds"].dt.strftime("%Y-%m-%d").tolist() == days * 4
     with pytest.raises(DataError, match="the model's step is 'D', the frame's 'h'"):
         padded.predict(long_frame())
     with pytest.raises(DataError, match="frame: no series has two timestamps"):
@@ -230,6 +230,6 @@ def test_a_frame_comes_back_as_it_came(tiny_llama: Path) -> None:
 def test_a_frame_of_polars_comes_back_as_one(tiny_llama: Path) -> None:
     polars = pytest.importorskip("polars")
     own, frame = forecaster(tiny_llama, missing="mask"), long_frame()
-    found = own.predict(polars.from_pandas(frame))
-    assert isinstance(found, polars.DataFrame)
-    pd.testing.assert_frame_equal(found.to_pandas(), own.predict(frame), check_dtype=False)
+    actual = own.predict(polars.from_pandas(frame))
+    assert isinstance(actual, polars.DataFrame)
+    pd.testing.assert_frame_equal(actual.to_pandas(), own.predict(frame), check_dtype=False)

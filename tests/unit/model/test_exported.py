@@ -145,9 +145,9 @@ def test_in_bfloat16_forecasts_are_near_those_in_float32(config: RunConfig, tmp_
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     past = torch.randn(8, 16, 2)
     with torch.no_grad():
-        expected, found = model(past), loaded(past)
-    assert found.dtype == torch.float32
-    assert (found - expected).std() < 0.1 * expected.std()
+        expected, actual = model(past), loaded(past)
+    assert actual.dtype == torch.float32
+    assert (actual - expected).std() < 0.1 * expected.std()
 
 
 def test_it_holds_no_pickle_and_not_the_backbone(config: RunConfig, tmp_path: Path) -> None:
@@ -363,14 +363,14 @@ def test_a_model_of_two_sets_forecasts_each_by_its_prompt_channels_and_scalers(
     assert forecaster.datasets == ["table", "days"]
     values = np.random.default_rng(0).normal(5, 10, 16)
     frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=16, freq="D"), "x": values})
-    found = forecaster.predict(frame, dataset="days")
+    actual = forecaster.predict(frame, dataset="days")
     past = torch.tensor((values - 5) / 10, dtype=torch.float32)[None, :, None]
     with torch.no_grad():
         mine, others = model(past, 1)[0, :, 0] * 10 + 5, model(past, 0)[0, :, 0] * 10 + 5
-    np.testing.assert_allclose(found["yhat"], mine.numpy(), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(actual["yhat"], mine.numpy(), rtol=1e-4, atol=1e-3)
     assert not torch.allclose(mine, others, rtol=1e-4, atol=1e-3)
-    assert set(found["channel"]) == {"x"}
-    assert found["ds"].iloc[0] == pd.Timestamp("2024-01-17")
+    assert set(actual["channel"]) == {"x"}
+    assert actual["ds"].iloc[0] == pd.Timestamp("2024-01-17")
 
 
 def test_with_several_data_sets_the_frame_s_must_be_named(
@@ -444,10 +444,10 @@ def test_a_backbone_with_other_weights_is_refused(
     export(config, folder)
     expected = read_card(folder).backbone
     write_other_weights(own_llama)
-    found = backbone_fingerprint(config, own_llama)
+    actual = backbone_fingerprint(config, own_llama)
     message = (
         f"backbone.name: '{own_llama}' has other weights now than those the model in {folder} was "
-        f"trained with: fingerprint {found}, not {expected} (read from {own_llama}); put the "
+        f"trained with: fingerprint {actual}, not {expected} (read from {own_llama}); put the "
         "former ones back, or train anew"
     )
     opened = (load_model, TimeLlamaForecaster.load, lambda place: ExportedModel.open(str(place)))

@@ -60,8 +60,8 @@ def past(batch: int = 4) -> Tensor:
     return torch.randn(batch, CONTEXT, CHANNELS, generator=torch.Generator().manual_seed(1))
 
 
-def off(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def off(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("unpack", [True, False])
@@ -85,9 +85,9 @@ def test_a_frozen_model_forecasts_what_the_plain_one_does(
     for dataset in (0, 1):
         with torch.no_grad():
             expected = plain(past(), dataset)
-        found = frozen(past(), dataset)
-        assert off(found, expected) < 1e-6
-        assert not found.requires_grad
+        actual = frozen(past(), dataset)
+        assert off(actual, expected) < 1e-6
+        assert not actual.requires_grad
 
 
 def test_windows_that_choose_other_experts_go_through_in_one_pass(
@@ -98,7 +98,9 @@ def test_windows_that_choose_other_experts_go_through_in_one_pass(
     windows = past(8) * torch.logspace(-2, 2, CHANNELS)
     together = model(windows)
     assert model.dlora is not None
-    chosen_B = [model.dlora.router_statistics(counted=one).chosen for one in torch.eye(8).bool()]
+    chosen_B = [
+        model.dlora.router_statistics(counted=counted).chosen for counted in torch.eye(8).bool()
+    ]
     assert len({tuple(chosen.flatten().tolist()) for chosen in chosen_B}) > 1
     alone = torch.cat([model(windows[n : n + 1]) for n in range(8)])
     assert off(together, alone) < 1e-5

@@ -19,9 +19,9 @@ from timellama_dist.model.intervals import (
 
 def test_quantiles_are_the_order_statistics_of_split_conformal() -> None:
     error = np.random.default_rng(0).random((99, 2, 3))
-    found = error_quantiles(error)
+    actual = error_quantiles(error)
     ordered = np.sort(error, axis=0)
-    for level, quantile in zip(LEVELS, found, strict=True):
+    for level, quantile in zip(LEVELS, actual, strict=True):
         # The k-th smallest of 99 covers the next with probability k / 100.
         np.testing.assert_allclose(quantile, ordered[level - 1], rtol=1e-6)
 
@@ -30,16 +30,16 @@ def test_missing_truth_counts_nothing() -> None:
     error = np.random.default_rng(0).random((99, 1, 2))
     holes = np.concatenate([error, np.full((0, 1, 2), np.nan)])
     holes[:, 0, 1] = np.nan
-    found = error_quantiles(holes)
-    np.testing.assert_array_equal(found[:, 0, 0], error_quantiles(error)[:, 0, 0])
-    assert np.isnan(found[:, 0, 1]).all()
+    actual = error_quantiles(holes)
+    np.testing.assert_array_equal(actual[:, 0, 0], error_quantiles(error)[:, 0, 0])
+    assert np.isnan(actual[:, 0, 1]).all()
 
 
 def test_quantiles_of_errors_with_gaps_can_be_saved_as_they_are() -> None:
     error = np.random.default_rng(0).random((99, 4, 3))
     error[5, 1, 2] = np.nan
-    found = error_quantiles(error)
-    np.testing.assert_array_equal(load(save({"0": torch.from_numpy(found)}))["0"], found)
+    actual = error_quantiles(error)
+    np.testing.assert_array_equal(load(save({"0": torch.from_numpy(actual)}))["0"], actual)
 
 
 def test_a_level_between_two_is_interpolated() -> None:
@@ -70,8 +70,8 @@ def test_radii_that_follow_errors_cover_as_they_should_where_errors_have_doubled
 
 def test_without_errors_a_radius_stays() -> None:
     begin = np.full((4, 2), 0.5)
-    found = tracked_radius(begin, np.full((3, 7, 4, 2), np.nan), 80)
-    np.testing.assert_allclose(found, np.full((3, 4, 2), 0.5))
+    actual = tracked_radius(begin, np.full((3, 7, 4, 2), np.nan), 80)
+    np.testing.assert_allclose(actual, np.full((3, 4, 2), 0.5))
 
 
 def test_what_is_missing_moves_no_radius_of_what_is_there() -> None:
@@ -82,9 +82,9 @@ def test_what_is_missing_moves_no_radius_of_what_is_there() -> None:
     holes[..., 1] = np.nan
     np.testing.assert_allclose(tracked_radius(begin, holes, 80)[..., :1], whole)
     begin[:, 1] = np.nan
-    found = tracked_radius(begin, errors, 80)
-    np.testing.assert_allclose(found[..., :1], whole)
-    assert np.isnan(found[..., 1]).all()
+    actual = tracked_radius(begin, errors, 80)
+    np.testing.assert_allclose(actual[..., :1], whole)
+    assert np.isnan(actual[..., 1]).all()
 
 
 def test_forecasts_looked_back_at_have_their_whole_truth() -> None:

@@ -48,11 +48,11 @@ def by_hand(
             for strength in (0.01, 0.3):
                 solved = ridge(near - centre(near), y - centre(near), strength)
                 tried.append((judged_near - centre(judged_near)) @ solved + centre(judged_near))
-            forecasts.append(min(tried, key=lambda one: np.square(one - judged_y).sum()))
+            forecasts.append(min(tried, key=lambda forecast: np.square(forecast - judged_y).sum()))
     chosen: list[np.ndarray] = []
     while len(chosen) < 20:
         best = min(
-            ([*chosen, one] for one in forecasts),
+            ([*chosen, forecast] for forecast in forecasts),
             key=lambda some: np.square(np.mean(some, axis=0) - judged_y).sum(),
         )
         after, before = (
@@ -81,16 +81,16 @@ def test_a_channels_map_is_half_its_own_and_half_that_of_all() -> None:
     def of(part: tuple[np.ndarray, np.ndarray], *channels: int) -> WindowSums:
         return WindowSums.of(part[0][..., channels], part[1][..., channels])
 
-    found = fit_each([of(train, c) for c in range(3)], [of(judged, c) for c in range(3)])
+    actual = fit_each([of(train, c) for c in range(3)], [of(judged, c) for c in range(3)])
     shared_LH = fit_linear(of(train, 0, 1, 2), of(judged, 0, 1, 2))
     for channel in (0, 1):
         own_LH = fit_linear(of(train, channel), of(judged, channel))
-        np.testing.assert_allclose(found[channel], (shared_LH + own_LH) / 2, atol=1e-10)
+        np.testing.assert_allclose(actual[channel], (shared_LH + own_LH) / 2, atol=1e-10)
     # No window of this one is complete.
-    np.testing.assert_allclose(found[2], shared_LH, atol=1e-10)
-    forecast = linear_forecast(judged[0], found)
+    np.testing.assert_allclose(actual[2], shared_LH, atol=1e-10)
+    forecast = linear_forecast(judged[0], actual)
     for channel in range(3):
-        alone = linear_forecast(judged[0][..., [channel]], found[channel])
+        alone = linear_forecast(judged[0][..., [channel]], actual[channel])
         np.testing.assert_allclose(forecast[..., [channel]], alone, atol=1e-12)
 
 
@@ -104,15 +104,15 @@ def test_a_channel_of_a_window_with_a_missing_target_is_left_out() -> None:
     past, future = windows(0)
     gappy = future.copy()
     gappy[4, 1, 2] = gappy[9, :, 0] = np.nan
-    found = sums(past, gappy)
+    actual = sums(past, gappy)
     kept = np.ones((60, 3), bool)
     kept[4, 2] = kept[9, 0] = False
     x, y = (values.transpose(0, 2, 1)[kept] for values in (past, future))
-    assert found.rows == len(x) == 178
-    assert found.observed == 60 * 3 * HORIZON - 4
-    np.testing.assert_allclose(found.gram_LL, x.T @ x)
-    np.testing.assert_allclose(found.moment_LH, x.T @ y)
-    assert found.squares == pytest.approx(np.square(y).sum())
+    assert actual.rows == len(x) == 178
+    assert actual.observed == 60 * 3 * HORIZON - 4
+    np.testing.assert_allclose(actual.gram_LL, x.T @ x)
+    np.testing.assert_allclose(actual.moment_LH, x.T @ y)
+    assert actual.squares == pytest.approx(np.square(y).sum())
 
 
 def test_without_a_complete_window_the_last_value_is_repeated() -> None:
@@ -125,5 +125,5 @@ def test_without_a_complete_window_the_last_value_is_repeated() -> None:
 
 def test_constant_series_are_forecast_as_they_are() -> None:
     past, future = np.full((5, CONTEXT, 1), 2.0), np.full((5, HORIZON, 1), 2.0)
-    found = fit_linear(WindowSums.of(past, future), WindowSums.of(past, future))
-    np.testing.assert_allclose(linear_forecast(past, found), future)
+    actual = fit_linear(WindowSums.of(past, future), WindowSums.of(past, future))
+    np.testing.assert_allclose(linear_forecast(past, actual), future)

@@ -189,12 +189,12 @@ def test_the_model_sees_missing_values_as_the_mean_of_the_observed(config: RunCo
         torch.from_numpy(part).float() for part in by_numpy(window.double().numpy())
     )
     with torch.no_grad():
-        found = model(window)
+        actual = model(window)
         # The parts of the model one after the other, on what numpy normalised.
         token = model.align(model.tokenize(normed.transpose(1, 2)), model.get_buffer("prompt_0_PD"))
         hidden = model.backbone(inputs_embeds=token, is_causal=False).last_hidden_state
         expected = model.head(hidden).transpose(1, 2) * std + mean
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_stood_where_a_value_is_missing_does_not_matter(config: RunConfig) -> None:

@@ -328,8 +328,8 @@ def test_an_attention_block_equals_torchs_own() -> None:
     for causal in (False, True):
         hidden = torch.ones(5, 5).triu(1).bool() if causal else None
         expected = tokens + peer(normed, normed, normed, attn_mask=hidden)[0]
-        found = block(inputs_embeds=tokens, is_causal=causal).last_hidden_state
-        torch.testing.assert_close(found, expected)
+        actual = block(inputs_embeds=tokens, is_causal=causal).last_hidden_state
+        torch.testing.assert_close(actual, expected)
 
 
 def test_adapters_without_a_llama_are_refused(config: RunConfig) -> None:

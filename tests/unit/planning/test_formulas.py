@@ -61,9 +61,9 @@ def test_parameters_and_frozen_bytes_are_those_of_the_built_model(
     name: str, tiny_llama: Path
 ) -> None:
     config = run_config(tiny_llama, **VARIANTS[name])
-    found, model = plan(config, tiny_llama), build(config, tiny_llama)
-    assert found.parameters == parameter_counts(model)
-    held = found.memory.held
+    actual, model = plan(config, tiny_llama), build(config, tiny_llama)
+    assert actual.parameters == parameter_counts(model)
+    held = actual.memory.held
     assert held.frozen + held.quantisation_state == frozen_bytes(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert held.trained == sum(p.nbytes for p in trained)
@@ -73,8 +73,8 @@ def test_parameters_and_frozen_bytes_are_those_of_the_built_model(
 def test_activations_are_what_autograd_saves_within_5_percent(name: str, tiny_llama: Path) -> None:
     config = run_config(tiny_llama, **VARIANTS[name])
     model = build(config, tiny_llama).train()
-    known = [*model.parameters(), *model.buffers()]
-    places = {one.untyped_storage().data_ptr() for one in known}
+    held = [*model.parameters(), *model.buffers()]
+    places = {tensor.untyped_storage().data_ptr() for tensor in held}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def test_activations_are_what_autograd_saves_within_5_percent(name: str, tiny_ll
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = torch.nn.functional.mse_loss(model(past), torch.randn(8, 8, CHANNELS))
         loss = loss + model.balance_loss()
-    measured = sum(one.untyped_storage().nbytes() for one in saved.values())
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     predicted = plan(config, tiny_llama).memory.moments["backward pass"].activations
     predicted -= 8 * CHANNELS * (24 + 8) * 4  # the batch itself
     if config.train.gradient_checkpointing:
@@ -124,13 +124,13 @@ def test_a_checkpointed_run_lets_zero_3_free_the_blocks_of_a_70b(tiny_llama: Pat
         num_kv_heads=8,
         head_dim=128,
     )
-    found = {}
+    actual = {}
     for recompute in (False, True):
         config = run_config(
             tiny_llama,
             **{"backbone.num_blocks": 80, "train.gradient_checkpointing": recompute},
         )
-        found[recompute] = estimate(
+        actual[recompute] = estimate(
             config,
             shape,
             policy=POLICIES["zero3"],
@@ -139,7 +139,7 @@ def test_a_checkpointed_run_lets_zero_3_free_the_blocks_of_a_70b(tiny_llama: Pat
             num_channels=CHANNELS,
         ).memory
     linears = 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
-    assert found[False].peak.gathered > linears / 2 > 10 * found[True].peak.gathered
+    assert actual[False].peak.gathered > linears / 2 > 10 * actual[True].peak.gathered
 
 
 def test_traffic_is_what_a_ring_sends(tiny_llama: Path) -> None:

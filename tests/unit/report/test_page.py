@@ -62,7 +62,7 @@ def run_dir(tmp_path: Path) -> Path:
     ]
     (folder / "config.yaml").write_text("data:\n  prompt: 'a < b & c'\n")
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in history))
+    (folder / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
     return folder
 
 
@@ -105,8 +105,8 @@ def test_runs_are_compared(run_dir: Path, capsys: pytest.CaptureFixture[str]) ->
     second = shutil.copytree(run_dir, run_dir.with_name("second<b>"))
     page = run_dir.with_name("comparison.html")
     assert main([str(run_dir), str(second), "--output", str(page)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in said[1:3]] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [
         ["first", "0.2500", "0.5000"],
         ["second<b>", "0.2500", "0.5000"],
     ]
@@ -128,11 +128,13 @@ def test_of_steps_that_were_made_again_the_last_count(run_dir: Path) -> None:
     # The run went on from step 10 after a worker was lost.
     lost = [line.replace('"loss": 0.05', '"loss": 9.0') for line in lines[1:2]]
     path.write_text("\n".join([lines[0], lines[3], *lost, *lines[1:3], *lines[4:]]) + "\n")
-    found = RunFiles.read(run_dir).history
+    actual = RunFiles.read(run_dir).history
     for kind in ("train", "validation"):
-        mine, expected = ([one for one in h if one["kind"] == kind] for h in (found, once))
+        mine, expected = (
+            [record for record in h if record["kind"] == kind] for h in (actual, once)
+        )
         assert mine == expected
-        assert [one["step"] for one in mine] == [10, 20, 30]
+        assert [record["step"] for record in mine] == [10, 20, 30]
 
 
 def test_a_browser_shows_the_report(run_dir: Path, tmp_path: Path) -> None:

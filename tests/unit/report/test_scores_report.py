@@ -25,7 +25,7 @@ def test_undefined_figures_are_null_in_the_file_and_gaps_in_the_picture(tmp_path
     output = tmp_path / "scores.json"
     written = write_scores(RESULTS, "test", output=str(output), plots=str(tmp_path))
     assert written == [output, tmp_path / "scores.md", tmp_path / "a-by-step.png"]
-    found = json.loads(output.read_text())
-    assert found["test"]["mase"] is None
-    assert found["by_dataset"]["a"]["by_step"]["mae"] == [1.0, None]
+    actual = json.loads(output.read_text())
+    assert actual["test"]["mase"] is None
+    assert actual["by_dataset"]["a"]["by_step"]["mae"] == [1.0, None]
     assert all(path.stat().st_size for path in written)

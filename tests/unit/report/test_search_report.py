@@ -44,7 +44,7 @@ FOUND = {
 
 
 def test_the_front_holds_what_no_other_trial_beats_in_everything() -> None:
-    assert [one["number"] for one in pareto_front(TRIALS, OBJECTIVES)] == [2, 3]
+    assert [trial["number"] for trial in pareto_front(TRIALS, OBJECTIVES)] == [2, 3]
     # A trial that was stopped early isn't what a whole run of it would be.
     assert best_trial(TRIALS) is TRIALS[1]
     assert best_trial(TRIALS[4:]) is TRIALS[4]

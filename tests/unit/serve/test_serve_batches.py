@@ -34,10 +34,10 @@ def test_what_comes_while_a_batch_is_computed_is_the_next_batch() -> None:
         others = [asyncio.create_task(batches.ask(number)) for number in range(1, 7)]
         await asyncio.sleep(0.05)
         doubles.gate.release(3)
-        found = list(await asyncio.gather(first, *others))
+        actual = list(await asyncio.gather(first, *others))
         # It begins again after nothing was asked for a while.
         doubles.gate.release()
-        return [*found, await batches.ask(7)]
+        return [*actual, await batches.ask(7)]
 
     assert asyncio.run(run()) == [0, 2, 4, 6, 8, 10, 12, 14]
     assert doubles.batches == [[0], [1, 2, 3, 4], [5, 6], [7]]

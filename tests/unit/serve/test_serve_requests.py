@@ -28,9 +28,9 @@ ONE = {"ds": ["2024-01-01"], "values": {"a": [1]}}
 def asked(frame: pd.DataFrame) -> dict[str, Any]:
     """A frame of `long_frame` as a request."""
     series = []
-    for name, one in frame.groupby("unique_id", sort=False):
-        values = one[["a", "b"]].astype(object).where(one[["a", "b"]].notna(), None)
-        times = one["ds"].dt.strftime("%Y-%m-%dT%H:%M:%S").tolist()
+    for name, rows in frame.groupby("unique_id", sort=False):
+        values = rows[["a", "b"]].astype(object).where(rows[["a", "b"]].notna(), None)
+        times = rows["ds"].dt.strftime("%Y-%m-%dT%H:%M:%S").tolist()
         series.append({"unique_id": name, "ds": times, "values": values.to_dict("list")})
     return {"series": series}
 
@@ -38,9 +38,9 @@ def asked(frame: pd.DataFrame) -> dict[str, Any]:
 def long_form(content: dict[str, Any]) -> pd.DataFrame:
     """An answer as `predict` gives it."""
     parts = []
-    for one in content["forecasts"]:
-        for channel, values in one["values"].items():
-            names = {"unique_id": one["unique_id"], "ds": pd.to_datetime(one["ds"])}
+    for forecast in content["forecasts"]:
+        for channel, values in forecast["values"].items():
+            names = {"unique_id": forecast["unique_id"], "ds": pd.to_datetime(forecast["ds"])}
             parts.append(pd.DataFrame({**names, "channel": channel, **values}))
     return pd.concat(parts, ignore_index=True)
 
@@ -57,10 +57,10 @@ def client(own: TimeLlamaForecaster) -> TestClient:
     )
 
     async def ask(request: ForecastRequest) -> bytes:
-        (found,) = answer([request], own, "f" * 16, config.max_forecasts)
-        if isinstance(found, RequestError):
-            raise found
-        return found.model_dump_json().encode()
+        (actual,) = answer([request], own, "f" * 16, config.max_forecasts)
+        if isinstance(actual, RequestError):
+            raise actual
+        return actual.model_dump_json().encode()
 
     async def describe() -> dict[str, Any]:
         raise RequestError(503, ("server", "no copy of the model is up"))
@@ -82,8 +82,8 @@ def test_an_answer_holds_what_predict_gives(client: TestClient, own: TimeLlamaFo
 def test_forecasts_come_in_the_order_of_the_request(client: TestClient) -> None:
     request = asked(long_frame())
     request["series"].reverse()
-    found = client.post("/forecast", json=request).json()["forecasts"]
-    assert [one["unique_id"] for one in found] == ["y", "x"]
+    actual = client.post("/forecast", json=request).json()["forecasts"]
+    assert [forecast["unique_id"] for forecast in actual] == ["y", "x"]
 
 
 def test_the_only_series_needs_no_name(tiny_llama: Path) -> None:
@@ -91,10 +91,10 @@ def test_the_only_series_needs_no_name(tiny_llama: Path) -> None:
     request = asked(long_frame())
     del request["series"][1:], request["series"][0]["unique_id"]
     wide = long_frame().query("unique_id == 'x'").drop(columns="unique_id")
-    (found,) = answer([parse_request(json.dumps(request).encode(), 1)], own, "m", 1)
-    assert not isinstance(found, RequestError)
+    (actual,) = answer([parse_request(json.dumps(request).encode(), 1)], own, "m", 1)
+    assert not isinstance(actual, RequestError)
     pd.testing.assert_frame_equal(
-        long_form(found.model_dump()), own.predict(wide), check_dtype=False
+        long_form(actual.model_dump()), own.predict(wide), check_dtype=False
     )
 
 
@@ -102,10 +102,10 @@ def test_a_name_that_the_model_does_not_know_is_of_another_series(tiny_llama: Pa
     own = forecaster(tiny_llama, {"x": SCALERS["x"]}, missing="mask")
     frame = long_frame().query("unique_id == 'y'")
     request = parse_request(json.dumps(asked(frame)).encode(), 1)
-    for found in (*answer([request], own, "m", 1), *answer([request, request], own, "m", 1)):
-        assert not isinstance(found, RequestError)
+    for actual in (*answer([request], own, "m", 1), *answer([request, request], own, "m", 1)):
+        assert not isinstance(actual, RequestError)
         pd.testing.assert_frame_equal(
-            long_form(found.model_dump()), own.predict(frame), check_dtype=False
+            long_form(actual.model_dump()), own.predict(frame), check_dtype=False
         )
 
 
@@ -124,9 +124,11 @@ def test_series_that_were_channels_of_one_table_are_channels_here(tiny_llama: Pa
     }
     times = parts[0]["ds"].dt.strftime("%Y-%m-%d %H:%M").tolist()
     request = {"series": [{"ds": times, "values": values}]}
-    (found,) = answer([parse_request(json.dumps(request).encode(), 1)], own, "m", 1)
-    assert not isinstance(found, RequestError)
-    np.testing.assert_array_equal(long_form(found.model_dump())["yhat"], own.predict(frame)["yhat"])
+    (actual,) = answer([parse_request(json.dumps(request).encode(), 1)], own, "m", 1)
+    assert not isinstance(actual, RequestError)
+    np.testing.assert_array_equal(
+        long_form(actual.model_dump())["yhat"], own.predict(frame)["yhat"]
+    )
 
 
 def change(path: str, value: Any) -> dict[str, Any]:
@@ -263,10 +265,10 @@ def test_values_that_have_no_forecast_are_refused_and_are_no_other_s_fault(
     request["series"][0]["unique_id"] = "unseen"
     request["series"][0]["values"]["a"][-1] = value
     asks = [request, asked(long_frame()), request]
-    parsed = [parse_request(json.dumps(one).encode(), 9) for one in asks]
-    found = answer(parsed, own, "m", 9)
-    errors = [one for one in found if isinstance(one, RequestError)]
-    (good,) = [one for one in found if not isinstance(one, RequestError)]
+    parsed = [parse_request(json.dumps(request).encode(), 9) for request in asks]
+    actual = answer(parsed, own, "m", 9)
+    errors = [result for result in actual if isinstance(result, RequestError)]
+    (good,) = [result for result in actual if not isinstance(result, RequestError)]
     for error in errors:
         assert error.status == 422
         assert error.mistakes[0][0].startswith("series[0].values")
@@ -282,30 +284,30 @@ def test_requests_read_together_are_answered_as_each_alone(own: TimeLlamaForecas
     for values in wrong["series"][1]["values"].values():
         del values[4]
     other_step = asked(long_frame())
-    for one in other_step["series"]:
-        one["ds"] = pd.date_range("2024-01-01", periods=15).strftime("%Y-%m-%d").tolist()
+    for series in other_step["series"]:
+        series["ds"] = pd.date_range("2024-01-01", periods=15).strftime("%Y-%m-%d").tolist()
     named = asked(long_frame(20)) | {"horizon": 1, "level": [50], "recent": 2}
     del named["series"][0]
     good = [asked(long_frame()), named, {**asked(long_frame(13)), "dataset": "table"}]
     for asks in (good, [*good, wrong], [wrong, *good, other_step], [other_step, wrong]):
-        parsed = [parse_request(json.dumps(one).encode(), 9) for one in asks]
+        parsed = [parse_request(json.dumps(request).encode(), 9) for request in asks]
         together = answer(parsed, own, "m", 99)
-        for request, one in zip(parsed, together, strict=True):
+        for request, response in zip(parsed, together, strict=True):
             (alone,) = answer([request], own, "m", 99)
             if isinstance(alone, RequestError):
-                assert isinstance(one, RequestError)
-                assert one.mistakes == alone.mistakes
+                assert isinstance(response, RequestError)
+                assert response.mistakes == alone.mistakes
                 continue
-            assert not isinstance(one, RequestError)
+            assert not isinstance(response, RequestError)
             pd.testing.assert_frame_equal(
-                long_form(one.model_dump()), long_form(alone.model_dump()), rtol=1e-4
+                long_form(response.model_dump()), long_form(alone.model_dump()), rtol=1e-4
             )
 
 
 def test_times_beyond_the_calendar_are_refused(client: TestClient) -> None:
     request = asked(long_frame())
-    for one in request["series"]:
-        one["ds"] = [f"9999-12-31T{hour:02d}:00:00" for hour in range(9, 24)]
+    for series in request["series"]:
+        series["ds"] = [f"9999-12-31T{hour:02d}:00:00" for hour in range(9, 24)]
     reply = client.post("/forecast", json=request)
     assert reply.status_code == 422
     assert reply.json()["detail"][0]["field"] == "series[0].ds"

@@ -70,8 +70,11 @@ def test_a_request_whose_replica_died_is_sent_again_whole(deaths: int, half: boo
     app = Dying(deaths, half)
     sent = run(app, request())
     assert app.bodies == [b"abc"] * (deaths + 1)
-    assert [one["type"] for one in sent] == ["http.response.start", *["http.response.body"] * 2]
-    assert b"".join(one.get("body", b"") for one in sent) == b"one two"
+    assert [message["type"] for message in sent] == [
+        "http.response.start",
+        *["http.response.body"] * 2,
+    ]
+    assert b"".join(message.get("body", b"") for message in sent) == b"one two"
 
 
 def test_a_request_that_kills_every_replica_is_given_up() -> None:
@@ -105,5 +108,5 @@ def test_clients_do_not_steer_serve() -> None:
 def test_serve_finds_the_middleware() -> None:
     (path,) = PROXY_CALLBACK.values()
     module, _, name = path.rpartition(".")
-    (found,) = getattr(import_module(module), name)()
-    assert found.cls is RetryDeadReplicas
+    (actual,) = getattr(import_module(module), name)()
+    assert actual.cls is RetryDeadReplicas
