@@ -6,10 +6,11 @@ are checked by who knows them, on the driver, before a worker starts.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from timellama_dist.config.data import DEFAULT_DATA, DataSection, DataSet, MixturePart
+from timellama_dist.config.keys import section_of
 from timellama_dist.config.model import BackboneSection, ModelSection
 from timellama_dist.config.run import RunSection, ScalingSection, TrackingSection
 from timellama_dist.config.train import TrainSection
@@ -78,8 +79,8 @@ class RunConfig:
         """Rebuild what `to_dict` gave; JSON's lists become the schema's tuples."""
         sections: dict[str, Any] = dict(values)
         for key in fields(cls):
-            section: Any = key.type
-            if key.name in sections and is_dataclass(section):
+            section = section_of(key.type)
+            if key.name in sections and section is not None:
                 sections[key.name] = section(**_of_json(sections[key.name]))
         return cls(**sections)
 

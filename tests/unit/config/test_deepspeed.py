@@ -97,7 +97,7 @@ def test_not_clipping_is_written_out_because_deepspeed_clips_by_default() -> Non
         ({"bf16": True}, r"bf16 must be a JSON object, got True"),
         (
             {"bf16": {"check_grad_overflow": False}},
-            r"bf16\.check_grad_overflow must be true, got False: a step whose gradient is not",
+            r"bf16\.check_grad_overflow must be true, got False; a step whose gradient is not",
         ),
         (
             {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
