@@ -27,6 +27,7 @@ from tests.support.engine_ranks import (
     windows,
     write,
 )
+from tests.support.runs import plain
 from timellama_dist.config.schema import DataSection, ModelSection, RunConfig
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.series import Series, Table
@@ -201,7 +202,7 @@ def test_baselines_see_filled_pasts_and_are_scored_on_observed_targets(
 ) -> None:
     from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
-    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
+    section = plain(DataSection, context_len=CONTEXT, horizon=HORIZON, missing="mask")
     data = prepared(table, tmp_path / "data")
     map_LH = fit_shortcut(data, section, section.parts[0])
     found = score_baselines(data, section, section.parts[0], map_LH)
@@ -220,8 +221,8 @@ def test_each_channels_map_is_fitted_to_clipped_windows_of_its_own(
 ) -> None:
     from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
-    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
-    model = ModelSection(clip=1.0, shortcut="frozen", shortcut_per_channel=True)
+    section = plain(DataSection, context_len=CONTEXT, horizon=HORIZON, missing="mask")
+    model = plain(ModelSection, clip=1.0, shortcut="frozen", shortcut_per_channel=True)
     data = prepared(table, tmp_path / "data")
     found_CLH = fit_shortcut(data, section, section.parts[0], model)
     windows = {}
@@ -251,7 +252,7 @@ def test_parts_without_any_value_are_refused_before_a_worker_starts(
 
     table = table.copy()
     table[ROWS - TEST :] = np.nan
-    section = DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask")
+    section = plain(DataSection, context_len=CONTEXT, horizon=HORIZON, missing="mask")
     part, data = section.parts[0], prepared(table, tmp_path / "data")
     with pytest.raises(DataError, match=r"^every target of the test part is missing"):
         score_baselines(data, section, part, np.zeros((CONTEXT, HORIZON)))

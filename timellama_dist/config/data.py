@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
+from timellama_dist.config.former import TABLE
 from timellama_dist.errors import require, require_at_least
 
 DEFAULT_DATA = "epf"
@@ -12,7 +13,7 @@ DEFAULT_DATA = "epf"
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """What is said of one data set."""
+    """What a user says of one data set."""
 
     path: str | None = None
     """A prepared folder or its URI (s3://...), a CSV or Parquet file, or a public set; epf if none.
@@ -29,9 +30,9 @@ class DataSet:
     (M4)."""
     timestamps: Literal["check", "ignore"] = "check"
     """check refuses unordered, duplicate or missing time steps; ignore takes rows as they stand."""
-    duplicates: Literal["refuse", "first", "last"] = "refuse"
+    duplicates: Literal["refuse", "first", "last"] = "last"
     """Rows of one series with the same time: refuse them, or keep the first or the last."""
-    gaps: Literal["refuse", "reindex"] = "refuse"
+    gaps: Literal["refuse", "reindex"] = "reindex"
     """Missing time steps: refuse them, or put in rows without values."""
     time_zone: str | None = None
     """Of local times without an offset, such as Europe/Paris; they become UTC."""
@@ -39,15 +40,23 @@ class DataSet:
     """pandas alias of the step, such as h or 15min; learned from the times if not given."""
     split_by: Literal["time", "series"] = "time"
     """Each series in parts, or each wholly in one part."""
-    missing: Literal["refuse", "ffill", "interpolate", "mask"] = "refuse"
+    missing: Literal["refuse", "ffill", "interpolate", "mask"] = "mask"
     """Empty values: refuse; fill with the last value before; interpolate in time; or leave
     out of loss and metrics."""
     prompt: str | None = None
     """What the data are, in words; the default comes from the manifest."""
     train_fraction: float = 1.0
     """Few-shot: the first share of the training part that is used."""
-    short_series: Literal["skip", "pad"] = "skip"
+    short_series: Literal["skip", "pad"] = "pad"
     """Series shorter than a window: skip them, or pad their past on the left and leave it out."""
+
+    def decides(self, name: str) -> bool:
+        """Does a key hold more than its default, now or formerly?
+
+        A resolved configuration names every key, those too that nobody decided.
+        """
+        default = type(self).__dataclass_fields__[name].default
+        return getattr(self, name) not in (default, TABLE.get(name, default))
 
     def check(self, key: str) -> None:
         """Refuse a value out of its bound; `key` is where this set stands in the configuration.
@@ -101,10 +110,10 @@ class DataSection(DataSet):
     """The series to learn from: one data set (epf if no path is given), or a mixture of several."""
 
     context_len: int = 512
-    """Steps of the past that a forecast sees (L)."""
-    fit_context: bool = False
+    """Steps of the past that a forecast sees (L); with fit_context at most so many."""
+    fit_context: bool = True
     """Shorten context_len to what the length of the series suggests; see data/windows/index.py."""
-    horizon: int = 96
+    horizon: int = 24
     """Steps to forecast (H)."""
     mixture: list[MixturePart] | None = None
     """Several data sets in one run instead of path; batches are of one set at a time."""
@@ -120,8 +129,8 @@ class DataSection(DataSet):
         """The run's data sets; a run over one is a mixture of one."""
         if self.mixture is not None:
             return self.mixture
-        said = {key.name: getattr(self, key.name) for key in fields(DataSet)}
-        return [MixturePart(**said | {"path": DEFAULT_DATA if self.path is None else self.path})]
+        values = {key.name: getattr(self, key.name) for key in fields(DataSet)}
+        return [MixturePart(**values | {"path": DEFAULT_DATA if self.path is None else self.path})]
 
     def with_parts(self, parts: Sequence[MixturePart]) -> Self:
         """This section with its data sets replaced, as many as there were."""
@@ -142,7 +151,7 @@ class DataSection(DataSet):
         require(len(mixture) >= 1, "data.mixture", "at least one data set", mixture)
         for key in fields(DataSet):
             require(
-                getattr(self, key.name) == key.default,
+                not self.decides(key.name),
                 f"data.{key.name}",
                 "left out beside data.mixture, whose parts have their own",
                 getattr(self, key.name),

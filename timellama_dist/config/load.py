@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from timellama_dist.config.command_line import CONFIG, PRINT_CONFIG, read_words
 from timellama_dist.config.documents import dump_yaml, read_yaml
+from timellama_dist.config.former import complete
 from timellama_dist.config.keys import default_values, merge
 from timellama_dist.config.schema import RunConfig, RunSection
 from timellama_dist.config.validation import build
@@ -21,6 +22,22 @@ def load_config(argv: Sequence[str], *, prog: str, description: str) -> RunConfi
         ConfigError: an unknown key, a wrong type or a value out of bounds, named by its key.
     """
     return load_settings(RunConfig, argv, prog=prog, description=description)
+
+
+def load_begun(file: str, argv: Sequence[str], *, prog: str, description: str) -> RunConfig:
+    """Read a run's own `config.yaml`, and over it the command line it goes on with.
+
+    Args:
+        file: what a run directory of this or an older version holds.
+        argv: the words after the program's name.
+        prog: what errors call the program.
+        description: the first lines of the help.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    begun = complete(read_yaml(file))
+    return load_settings(RunConfig, argv, prog=prog, description=description, defaults=begun)
 
 
 def load_run(argv: Sequence[str], *, prog: str, description: str) -> RunSection:

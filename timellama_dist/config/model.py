@@ -14,11 +14,11 @@ class BackboneSection:
     """smollm2-135m, a folder or .gguf file of a LLaMA-architecture model, or a hub name."""
     revision: str | None = None
     """Branch, tag or commit of a hub name; if not given, its newest commit when the run begins."""
-    num_blocks: int = 4
+    num_blocks: int = 2
     """How many of its first blocks are used."""
     quantization: Literal["nf4", "none"] = "nf4"
     """nf4: 4 bits with double quantisation; none: the run's precision."""
-    attention: Literal["causal", "full", "independent"] = "full"
+    attention: Literal["causal", "full", "independent"] = "independent"
     """Which channels see which: earlier ones, all, or each alone."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random: the same blocks with random weights, to measure what pretraining adds."""
@@ -37,18 +37,18 @@ class ModelSection:
     """Cross-attention of the series' tokens to the prompt (eq. 3)."""
     alignment_heads: int = 8
     """Heads of that attention (K)."""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """Dropout on the tokens before the backbone and on its output."""
     prefix: bool = False
     """The prompt's embeddings go through the backbone before the series' tokens."""
     affine: bool = False
     """A learned scale and shift per channel in the instance normalisation."""
-    centre: Literal["mean", "last"] = "mean"
+    centre: Literal["mean", "last"] = "last"
     """What that subtracts from a window: its mean (the paper), or its last value."""
     clip: float | None = None
     """Values of a window further from the training part's mean than so many of its standard
     deviations are taken as that far; as they are if not given."""
-    shortcut: Literal["none", "frozen", "trainable"] = "none"
+    shortcut: Literal["none", "frozen", "trainable"] = "frozen"
     """A linear map from context to horizon, fitted before training; the rest starts at zero beside
     it."""
     shortcut_per_channel: bool = False

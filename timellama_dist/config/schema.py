@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from timellama_dist.config.data import DEFAULT_DATA, DataSection, DataSet, MixturePart
+from timellama_dist.config.former import complete
 from timellama_dist.config.keys import section_of
 from timellama_dist.config.model import BackboneSection, ModelSection
 from timellama_dist.config.run import RunSection, ScalingSection, TrackingSection
@@ -76,8 +77,11 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild what `to_dict` gave; JSON's lists become the schema's tuples."""
-        sections: dict[str, Any] = dict(values)
+        """Rebuild what `to_dict` gave, now or in an older version (see `former`).
+
+        JSON's lists become the schema's tuples.
+        """
+        sections = complete(values)
         for key in fields(cls):
             section = section_of(key.type)
             if key.name in sections and section is not None:

@@ -16,36 +16,36 @@ class TrainSection:
 
     seed: int = 0
     """Seeds the weights, the order of windows and dropout."""
-    epochs: int = 2
+    epochs: int = 10
     """Passes over the training windows, unless max_steps ends the run earlier."""
-    max_steps: int | None = None
-    """Optimizer steps at most."""
-    batch_size: int = 64
+    max_steps: int | None = 1000
+    """Optimizer steps at most; null: as many as epochs have."""
+    batch_size: int = 32
     """Windows per optimizer step over all workers; independent of their number."""
-    micro_batch_size: int = 32
+    micro_batch_size: int = 16
     """Windows per forward pass of one worker; the rest of batch_size is accumulated."""
-    fit_channels: bool = False
+    fit_channels: bool = True
     """Take fewer windows of many channels: at most 1024 windows x channels a micro-batch, in a step
     as many micro-batches as before, and 131,072 windows x channels a validation."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     """Peak learning rate of Adam."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: half a cosine to zero at the last step, or constant."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: float = 0.1
     """Share of the steps in which the rate rises linearly."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
-    loss: Literal["mse", "mae", "huber"] = "mse"
+    loss: Literal["mse", "mae", "huber"] = "mae"
     """On z-scored values."""
-    validate_every: int | None = None
-    """Steps between validations; if not given, an epoch or 250 steps, whichever is less."""
+    validate_every: int | None = 100
+    """Steps between validations; null: an epoch or 250 steps, whichever is less."""
     validate_windows: int | None = None
     """Windows of each data set that a validation takes at most, evenly spread; all if not given."""
-    average_steps: int = 0
+    average_steps: int = 100
     """Validate and keep a running mean of the weights, over about so many steps; 0: the weights."""
-    patience: int = 3
+    patience: int = 4
     """Validations without improvement before the run stops early; 0 never stops early."""
     log_every: int = 10
     """Steps between lines of history.jsonl."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timellama_dist.config.deepspeed import precision
-from timellama_dist.config.load import dump_config, load_config, load_run
+from timellama_dist.config.load import dump_config, load_begun, load_config, load_run
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import ConfigError, UserError
 from timellama_dist.versions import versions
@@ -62,8 +62,7 @@ def read_arguments(argv: Sequence[str]) -> RunConfig:
         here = open_place(scratch) / begun.name
         copy_tree(begun, here)
         first, resumed = (
-            absolute_paths(load_config(["--config", here.path, *more], **arguments))
-            for more in ([], argv)
+            absolute_paths(load_begun(here.path, more, **arguments)) for more in ([], argv)
         )
         check_resumed(first, resumed)
         return resumed

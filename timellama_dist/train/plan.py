@@ -332,6 +332,9 @@ def table_options(data: DataSet) -> TableOptions:
     given = {key.name: getattr(data, key.name, None) for key in fields(TableOptions)}
     if data.columns is not None:
         given["columns"] = tuple(data.columns)
+    if data.timestamps == "ignore" or data.missing == "refuse":
+        # The default would put in rows without values, which neither of them can have.
+        given["gaps"] = "refuse"
     return TableOptions(**{key: value for key, value in given.items() if value is not None})
 
 
@@ -343,7 +346,7 @@ def _open_data(data: MixturePart, source: Place) -> tuple[Table | Manifest, np.n
     manifest = Manifest.load(source)
     # What was done when the set was prepared can't be undone here.
     for key in fields(DataSet):
-        if key.name in _PREPARED and getattr(data, key.name) != key.default:
+        if key.name in _PREPARED and data.decides(key.name):
             raise ConfigError(
                 f"data.{key.name} was decided when {source} was prepared; leave it out, or prepare "
                 "anew"

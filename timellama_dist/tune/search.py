@@ -14,6 +14,7 @@ from timellama_dist.config.load import (
     config_from_flat,
     dump_config,
     dump_settings,
+    load_begun,
     load_config,
     load_run,
     load_settings,
@@ -71,8 +72,8 @@ def read_arguments(
             f"--search cannot be changed in a resumed search: {said.search} differs from "
             f"{run_dir / SEARCH}; leave it out, or begin another search"
         )
-    begun = load_config(["--config", str(run_dir / BASE)], **names)
-    resumed = load_config(["--config", str(run_dir / BASE), *rest], **names)
+    begun = load_begun(str(run_dir / BASE), [], **names)
+    resumed = load_begun(str(run_dir / BASE), rest, **names)
     if replace(resumed, run=begun.run) != begun:
         raise ConfigError(
             "run.resume: a search goes on with the configuration it was begun with; give no other "

@@ -1,6 +1,5 @@
 """The linear shortcut inside the model: where a run starts, what trains, what is missing."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection, RunConfig
+from tests.support.runs import plain, plain_run
+from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection
 from timellama_dist.evaluation.windows import evaluate
 from timellama_dist.model.linear_fit import fill_missing
 from timellama_dist.model.linear_map import LinearShortcut, fill_forward
@@ -23,10 +23,10 @@ CONTEXT, HORIZON = 12, 4
 
 
 def model(llama: Path, maps: list[torch.Tensor] | None, **section) -> TimeLlama:
-    config = RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
-        backbone=BackboneSection(name=str(llama), num_blocks=2),
-        model=ModelSection(alignment_heads=4, **section),
+    config = plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON),
+        backbone=plain(BackboneSection, name=str(llama), num_blocks=2),
+        model=plain(ModelSection, alignment_heads=4, **section),
     )
     return build_model(
         config, llama, num_channels=3, prompts=["the a", "of b"], shortcuts=maps
@@ -127,12 +127,11 @@ def test_a_share_of_the_path_is_what_the_model_with_that_share_of_its_head_forec
 def test_the_path_is_divided_only_beside_a_map_that_stays() -> None:
     sections = ({"shortcut": "frozen"}, {"shortcut": "frozen", "affine": True})
     wholes = ({}, {"shortcut": "trainable"}, sections[1])
-    assert len(path_shares(RunConfig(model=ModelSection(**sections[0])))) == 4
-    assert {path_shares(RunConfig(model=ModelSection(**one))) for one in wholes} == {(1.0,)}
+    assert len(path_shares(plain_run(model=plain(ModelSection, **sections[0])))) == 4
+    assert {path_shares(plain_run(model=plain(ModelSection, **one))) for one in wholes} == {(1.0,)}
 
 
 def test_without_a_shortcut_there_is_none(tiny_llama: Path) -> None:
-    plain = model(tiny_llama, None)
-    assert not plain.shortcuts
-    assert plain.head.weight.any()
-    assert replace(ModelSection()).shortcut == "none"
+    alone = model(tiny_llama, None)
+    assert not alone.shortcuts
+    assert alone.head.weight.any()
