@@ -206,8 +206,8 @@ def test_only_the_parts_around_the_backbone_and_dlora_train(config: RunConfig) -
 
 
 def test_an_untrained_adapter_changes_nothing(config: RunConfig) -> None:
-    plain = replace(config, dlora=replace(config.dlora, enabled=False))
-    adapted, alone = build(config), build(plain)
+    bare = replace(config, dlora=replace(config.dlora, enabled=False))
+    adapted, alone = build(config), build(bare)
     alone.load_state_dict(
         {k: v for k, v in adapted.state_dict().items() if not k.startswith("backbone.")},
         strict=False,
@@ -239,10 +239,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(config: RunConfig) -> N
         (model(past()).square().mean() + 0.1 * model.balance_loss()).backward()
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    plain, recomputed = gradients(False), gradients(True)
-    assert plain.keys() == recomputed.keys()
-    for name in plain:
-        torch.testing.assert_close(plain[name], recomputed[name])
+    kept, recomputed = gradients(False), gradients(True)
+    assert kept.keys() == recomputed.keys()
+    for name in kept:
+        torch.testing.assert_close(kept[name], recomputed[name])
 
 
 def test_parameter_counts_equal_a_count_by_hand(config: RunConfig) -> None:
