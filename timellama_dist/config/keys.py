@@ -5,7 +5,6 @@ A schema is a frozen dataclass whose fields are plain values or such dataclasses
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -113,6 +112,9 @@ def unknown_key(key: str, schema: type, place: str = "") -> ConfigError:
         schema: whose keys there are.
         place: where that schema stands.
     """
+    # Workers import this module with the schema, and none of them makes such an error.
+    from difflib import get_close_matches
+
     keys = [name for name, _ in iterate_keys(schema, place)]
     leaf = key.rpartition(".")[2]
     near = [name for name in keys if name.rpartition(".")[2] == leaf]
