@@ -77,7 +77,7 @@ def help_text(schema: type, prog: str, description: str) -> str:
     for section in describe_schema(schema):
         lines += ["", *_wrap(f"{section.name}: {section.title}".removeprefix(": "), "")]
         for key in section.keys:
-            shown = "" if key.default is None else f" (default: {key.shown_default})"
+            shown = "" if key.default in (None, "") else f" (default: {key.shown_default})"
             lines += _option(f"--{key.key} {key.metavar}", key.text + shown)
     return "\n".join(lines) + "\n"
 
