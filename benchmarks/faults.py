@@ -33,7 +33,7 @@ from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 
 from benchmarks.loading import make_llama
-from benchmarks.measuring import write_results
+from benchmarks.measuring import PLAIN, write_results
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("worker", "all workers", "node", "driver")
@@ -108,7 +108,7 @@ def run_words(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     frame = pd.DataFrame(waves, columns=list("abc"))
     frame.insert(0, "date", pd.date_range("2024-01-01", periods=len(frame), freq="h"))
     frame.to_csv(scratch / "waves.csv", index=False)
-    return {
+    return PLAIN | {
         "data.path": scratch / "waves.csv",
         "data.context_len": 96,
         "data.horizon": 24,

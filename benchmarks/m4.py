@@ -37,6 +37,7 @@ def score(model: Path, data: Mapping[str, Any]) -> dict[str, Scores]:
         words = ["--model", baseline]
         for key in ("path", "context_len", "horizon", "short_series"):
             words += [f"--data.{key}", str(data[key])]
+        words += ["--data.fit_context", "false"]
         found[row] = evaluate(words)
     return found
 

@@ -8,21 +8,34 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 import ray
 
+from timellama_dist.config import former
+from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.versions import versions
 
+PLAIN = {
+    f"{section}.{key}": value
+    for section, values in former.SECTIONS.items()
+    for key, value in values.items()
+}
+"""Keys of a run without a linear map and an average of weights, as all benchmarks have it."""
+
 
 def base_config(backbone: str, num_blocks: int) -> RunConfig:
-    """The default run, with another backbone or number of blocks."""
-    config = RunConfig()
-    return replace(config, backbone=replace(config.backbone, name=backbone, num_blocks=num_blocks))
+    """A plain run, with another backbone or number of blocks."""
+    return config_from_flat(PLAIN | {"backbone.name": backbone, "backbone.num_blocks": num_blocks})
+
+
+def plain_words() -> list[str]:
+    """`PLAIN` as words of a command line."""
+    pairs = ((f"--{key}", "null" if value is None else str(value)) for key, value in PLAIN.items())
+    return [word for pair in pairs for word in pair]
 
 
 def spread(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.measuring import spread
+from benchmarks.measuring import plain_words, spread
 from timellama_dist.cluster import connected
 from timellama_dist.config.load import load_config
 from timellama_dist.config.schema import RunConfig
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--trials", type=int, default=3)
     said, rest = parser.parse_known_args()
-    words = ["--train.max_steps", "100", "--train.validate_every", "50", *rest]
+    words = [*plain_words(), "--train.max_steps", "100", "--train.validate_every", "50", *rest]
     config = load_config(words, prog="benchmarks.search", description="")
     with tempfile.TemporaryDirectory() as scratch:
         with connected():

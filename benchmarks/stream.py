@@ -25,7 +25,7 @@ import numpy as np
 import ray
 from numpy.lib.stride_tricks import sliding_window_view
 
-from benchmarks.measuring import PeakMemory, alternate, paired, spread, write_results
+from benchmarks.measuring import PeakMemory, alternate, paired, plain_words, spread, write_results
 from benchmarks.synthetic import write_long_parquet, write_prepared_walks
 from benchmarks.trainer import EQUAL_TERMS, ROOT, run_child
 from timellama_dist.data.windows.orders import TrainOrder
@@ -78,6 +78,7 @@ def measure_speed(folder: Path, arguments: argparse.Namespace) -> dict[str, list
     reader = open_reader(path, arguments)
     order = training_order(reader, arguments.windows, arguments.batch)
     words = [
+        *plain_words(),
         *("--data.path", str(path), "--backbone.name", arguments.backbone),
         *("--data.context_len", str(arguments.context_len)),
         *("--data.horizon", str(arguments.horizon), "--backbone.num_blocks", "1"),

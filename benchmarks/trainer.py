@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.measuring import alternate, paired, spread, write_results
+from benchmarks.measuring import alternate, paired, plain_words, spread, write_results
 from timellama_dist.backbone.folder import resolve_backbone
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.load import load_config
@@ -71,6 +71,7 @@ def main() -> None:
     if not 0 < arguments.warmup < arguments.steps:
         parser.error("--warmup must be at least 1 and below --steps")
     words = [
+        *plain_words(),
         *("--data.path", arguments.data, "--data.split", "[0.9, 0.05, 0.05]"),
         *("--backbone.name", arguments.backbone, "--backbone.num_blocks", str(arguments.blocks)),
         *("--train.max_steps", str(arguments.steps), "--train.log_every", str(arguments.warmup)),

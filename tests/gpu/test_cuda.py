@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.runs import PLAIN
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [
@@ -53,7 +55,8 @@ def test_the_forecast_on_the_gpu_equals_the_cpu_s(tiny_llama: Path) -> None:
     from timellama_dist.model.build import build_model
 
     config = config_from_flat(
-        {
+        PLAIN
+        | {
             "data.context_len": 48,
             "data.horizon": 12,
             "backbone.name": str(tiny_llama),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.engine_ranks import make_engine, micro_batches, run_ranks, write
+from tests.support.runs import plain, plain_run
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.schema import (
     BackboneSection,
@@ -30,13 +31,15 @@ RUNS = {"nf4": ("nf4", "fp32"), "nf4-bf16": ("nf4", "bf16"), "plain-bf16": ("non
 
 
 def run_config(backbone: Path, quantization: Any, precision: Any) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=24, horizon=8),
-        backbone=BackboneSection(name=str(backbone), num_blocks=2, quantization=quantization),
+    return plain_run(
+        data=plain(DataSection, context_len=24, horizon=8),
+        backbone=plain(
+            BackboneSection, name=str(backbone), num_blocks=2, quantization=quantization
+        ),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(dropout=0.1, alignment_heads=4),
-        train=TrainSection(
-            batch_size=4, micro_batch_size=2, learning_rate=3e-3, precision=precision
+        model=plain(ModelSection, dropout=0.1, alignment_heads=4),
+        train=plain(
+            TrainSection, batch_size=4, micro_batch_size=2, learning_rate=3e-3, precision=precision
         ),
     )
 

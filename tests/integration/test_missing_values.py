@@ -27,6 +27,7 @@ from tests.support.engine_ranks import (
     windows,
     write,
 )
+from tests.support.runs import plain
 from timellama_dist.config.schema import ModelSection, RunConfig
 from timellama_dist.data.prepared.write import write_prepared
 from timellama_dist.data.tables.series import Series, Table
@@ -221,7 +222,7 @@ def test_each_channels_map_is_fitted_to_clipped_windows_of_its_own(
 ) -> None:
     from timellama_dist.evaluation.baseline_job import fit_shortcut, score_baselines
 
-    model = ModelSection(clip=1.0, shortcut="frozen", shortcut_per_channel=True)
+    model = plain(ModelSection, clip=1.0, shortcut="frozen", shortcut_per_channel=True)
     data = prepared(table, tmp_path / "data")
     found_CLH = fit_shortcut(data, SPEC, model)
     windows = {}

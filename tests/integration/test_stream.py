@@ -11,8 +11,9 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.compat.ray_data import set_dataset_id
-from timellama_dist.config.schema import DataSection, RunConfig, TrainSection
+from timellama_dist.config.schema import DataSection, TrainSection
 from timellama_dist.console.events import Evaluating
 from timellama_dist.data.check import check_datasets
 from timellama_dist.data.prepared.write import write_prepared
@@ -295,7 +296,7 @@ class LastValue(nn.Module):
 def test_a_validation_takes_so_many_windows_and_says_how_far_it_is(path, windows, monkeypatch):
     keys = {"context_len": 16, "horizon": 8, "path": str(path)}
     train = {"validate_windows": 5, "micro_batch_size": 1}
-    config = RunConfig(data=DataSection(**keys), train=TrainSection(**train))
+    config = plain_run(data=plain(DataSection, **keys), train=plain(TrainSection, **train))
     monkeypatch.setattr("timellama_dist.train.worker.data._QUIET_S", 0.0)
     told = []
     datasets = check_datasets(config.data)

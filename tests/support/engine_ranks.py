@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.deepspeed import resolve_deepspeed
 from timellama_dist.config.schema import (
     BackboneSection,
@@ -127,12 +128,14 @@ POLICIES = Path(__file__).parents[2] / "ds_configs"
 
 
 def run_config(backbone: Path, **dlora: Any) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=24, horizon=8),
-        backbone=BackboneSection(name=str(backbone), num_blocks=2, quantization="none"),
+    return plain_run(
+        data=plain(DataSection, context_len=24, horizon=8),
+        backbone=plain(BackboneSection, name=str(backbone), num_blocks=2, quantization="none"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5, balance_weight=0.05, **dlora),
-        model=ModelSection(dropout=0.1, alignment_heads=4),
-        train=TrainSection(batch_size=8, micro_batch_size=4, learning_rate=3e-3, clip_norm=0.5),
+        model=plain(ModelSection, dropout=0.1, alignment_heads=4),
+        train=plain(
+            TrainSection, batch_size=8, micro_batch_size=4, learning_rate=3e-3, clip_norm=0.5
+        ),
     )
 
 

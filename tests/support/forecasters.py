@@ -6,12 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
     DLoraSection,
     ModelSection,
-    RunConfig,
 )
 from timellama_dist.data.prepared.scaling import Scaler
 from timellama_dist.forecast.forecaster import TimeLlamaForecaster
@@ -37,11 +37,11 @@ def forecaster(
     short_series: Literal["skip", "pad"] = "skip",
     **options: Any,
 ) -> TimeLlamaForecaster:
-    config = RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON, short_series=short_series),
-        backbone=BackboneSection(name=str(llama), num_blocks=1, quantization="none"),
+    config = plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON, short_series=short_series),
+        backbone=plain(BackboneSection, name=str(llama), num_blocks=1, quantization="none"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4),
+        model=plain(ModelSection, alignment_heads=4),
     )
     names = channels.split()
     model = build_model(config, llama, num_channels=len(names), prompts=[PROMPT]).eval()

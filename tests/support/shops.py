@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
     DLoraSection,
     ModelSection,
-    RunConfig,
 )
 from timellama_dist.model.build import build_model
 from timellama_dist.model.card import DatasetCard, ModelCard
@@ -27,11 +27,11 @@ CONTEXT, HORIZON, SERIES = 24, 6, 23
 
 def export_model(llama: Path, folder: Path, known: Sequence[str] = ("s003", "s011")) -> Path:
     """An exported model with random weights that knows the scalers of some of the series."""
-    config = RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
-        backbone=BackboneSection(name=str(llama), num_blocks=1),
+    config = plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON),
+        backbone=plain(BackboneSection, name=str(llama), num_blocks=1),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4),
+        model=plain(ModelSection, alignment_heads=4),
     )
     own = build_model(config, llama, num_channels=2, prompts=["the price of a b"])
     torch.manual_seed(1)

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 
 from timellama_dist.cli.opening import opening
-from timellama_dist.config.load import load_config, load_run
+from timellama_dist.config.load import load_begun, load_config, load_run
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
 from timellama_dist.data.prepared.manifest import MANIFEST_NAME
@@ -20,7 +20,7 @@ EXAMPLES = (
     "--config etth1 --data.path ETTh1.csv --run.dir runs/first",
 )
 MORE = """\
-Without arguments: the public data set epf (hourly electricity markets, 6 channels) with 4 blocks of
+Without arguments: the public data set epf (hourly electricity markets, 6 channels) with 2 blocks of
 SmolLM2-135M in 4 bits, on 2 workers with ZeRO-3. --config takes a YAML file or a packaged recipe,
 --deepspeed a JSON file or a packaged policy; the command `recipes` lists both."""
 
@@ -60,8 +60,7 @@ def read_arguments(argv: Sequence[str]) -> RunConfig:
         here = open_place(scratch) / begun.name
         copy_tree(begun, here)
         first, resumed = (
-            absolute_paths(load_config(["--config", here.path, *more], **names))
-            for more in ([], words)
+            absolute_paths(load_begun(here.path, more, **names)) for more in ([], words)
         )
         check_resumed(first, resumed)
         return resumed

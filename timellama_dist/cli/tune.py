@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from timellama_dist.cli.opening import opening
-from timellama_dist.config.load import load_config, load_run
+from timellama_dist.config.load import load_begun, load_config, load_run
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.console.exit_codes import run_command
 from timellama_dist.errors import ConfigError
@@ -81,8 +81,8 @@ def read_arguments(argv: Sequence[str]) -> tuple[SearchConfig, RunConfig]:
             f"--search cannot be changed in a resumed search: {arguments.search} differs from "
             f"{run_dir / SEARCH}; leave it out, or begin another search"
         )
-    begun = load_config(["--config", str(run_dir / BASE)], **names)
-    resumed = load_config(["--config", str(run_dir / BASE), *words], **names)
+    begun = load_begun(str(run_dir / BASE), [], **names)
+    resumed = load_begun(str(run_dir / BASE), words, **names)
     if replace(resumed, run=begun.run) != begun:
         raise ConfigError(
             "run.resume: a search goes on with the configuration it was begun with; give no other "

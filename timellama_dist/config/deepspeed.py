@@ -37,9 +37,9 @@ _RUN_KEYS = {
     "bf16.enabled": "train.precision",
 }
 _SECTIONS = ("zero_optimization", "optimizer", "optimizer.params", "bf16")
-# By these DeepSpeed skips a step whose gradient isn't finite; they are true where nobody says it.
+# By these DeepSpeed skips a step whose gradient isn't finite; they are true by default.
 _CHECKS = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
-# What torch's AdamW takes where nobody says otherwise.
+# torch's own, for an "auto".
 _ADAM_DEFAULTS = {"betas": [0.9, 0.999], "eps": 1e-8}
 _SMALLEST_BUCKET = 1 << 22  # elements
 _UNSUPPORTED = {
@@ -53,7 +53,7 @@ _UNSUPPORTED = {
 
 
 def load_policy(path: str | None) -> dict[str, Any]:
-    """A DeepSpeed policy from a JSON file, or the built-in ZeRO-3 one.
+    """Read a DeepSpeed policy from a JSON file, or take the built-in ZeRO-3 one.
 
     Raises:
         ConfigError: the file is missing, or isn't a JSON object.
@@ -78,7 +78,7 @@ def load_policy(path: str | None) -> dict[str, Any]:
 
 
 def precision(config: RunConfig, *, use_gpu: bool) -> Literal["fp32", "bf16"]:
-    """The run's precision with `auto` decided."""
+    """Decide the run's precision where it is `auto`."""
     if config.train.precision == "auto":
         return "bf16" if use_gpu else "fp32"
     return config.train.precision
@@ -92,7 +92,7 @@ def resolve_deepspeed(
     hidden_size: int,
     use_gpu: bool,
 ) -> dict[str, Any]:
-    """The complete DeepSpeed configuration of a run.
+    """Make the complete DeepSpeed configuration of a run.
 
     Args:
         policy: what a DeepSpeed file says; keys that a run decides may be absent or "auto".
@@ -115,7 +115,9 @@ def resolve_deepspeed(
     _check_sections(resolved)
     stage = resolved.get("zero_optimization", {}).get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise ConfigError(f"deepspeed: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+        raise ConfigError(
+            key="deepspeed: zero_optimization.stage", must="be 0, 1, 2 or 3", got=stage
+        )
     for key, value in _run_values(config, use_gpu).items():
         _set(resolved, key, value)
     for key, value in batch_sizes(config, world_size).items():
@@ -134,18 +136,20 @@ def _check_sections(policy: Mapping[str, Any]) -> None:
         for key in dotted.split("."):
             value = value.get(key, {})
         if not isinstance(value, dict):
-            raise ConfigError(f"deepspeed: {dotted} must be a JSON object, got {value!r}")
+            raise ConfigError(key=f"deepspeed: {dotted}", must="be a JSON object", got=value)
     for section, key in _CHECKS:
-        said = policy.get(section, {}).get(key, True)
-        if said is not True:
+        value = policy.get(section, {}).get(key, True)
+        if value is not True:
             raise ConfigError(
-                f"deepspeed: {section}.{key} must be true, got {said!r}: a step whose gradient is "
-                "not finite is skipped"
+                key=f"deepspeed: {section}.{key}",
+                must="be true",
+                got=value,
+                hint="a step whose gradient is not finite is skipped",
             )
 
 
 def batch_sizes(config: RunConfig, world_size: int) -> dict[str, int]:
-    """How DeepSpeed is told of the global batch on so many workers.
+    """Split the global batch as DeepSpeed wants it, over so many workers.
 
     Where workers don't divide the micro-batches, the last turn has empty places, which DeepSpeed
     counts and the loop gives no weight (`train_step`).
@@ -181,10 +185,10 @@ def _set(resolved: dict[str, Any], dotted: str, value: Any) -> None:
     section = resolved
     for parent in parents:
         section = section.setdefault(parent, {})
-    said = section.get(leaf, "auto")
-    if dotted in _RUN_KEYS and said != "auto" and said != value:
+    given = section.get(leaf, "auto")
+    if dotted in _RUN_KEYS and given != "auto" and given != value:
         raise ConfigError(
-            f"deepspeed: {dotted}={said!r} in the DeepSpeed file contradicts {value!r} from "
+            f"deepspeed: {dotted}={given!r} in the DeepSpeed file contradicts {value!r} from "
             f'{_RUN_KEYS[dotted]}; leave it out or say "auto"'
         )
     section[leaf] = value

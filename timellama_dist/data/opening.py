@@ -95,6 +95,9 @@ def table_options(part: DataSet, section: str = "data") -> TableOptions:
     options = {key.name: getattr(part, key.name, None) for key in fields(TableOptions)}
     if part.columns is not None:
         options["columns"] = tuple(part.columns)
+    if part.timestamps == "ignore" or part.missing == "refuse":
+        # The default would put in rows without values, which neither of them can have.
+        options["gaps"] = "refuse"
     given = {key: value for key, value in options.items() if value is not None}
     return TableOptions(**given, section=section)
 
@@ -108,7 +111,7 @@ def _open(part: MixturePart, place: Place, section: str) -> OpenedData:
     manifest = Manifest.load(place)
     # What was done when the set was prepared can't be undone here.
     for key in DECIDED_KEYS:
-        if getattr(part, key.name) != key.default:
+        if part.decides(key.name):
             raise ConfigError(
                 f"{section}.{key.name} was decided when {place} was prepared; leave it out, or "
                 "prepare anew"

@@ -8,6 +8,7 @@ from peft import PeftConfig
 from timellama_dist.dlora.settings import (
     LLAMA_LINEARS,
     Activation,
+    DLoraSection,
     Gate,
     Pooling,
     Scope,
@@ -20,45 +21,45 @@ PEFT_TYPE = "DLORA"
 
 @dataclass
 class DLoraConfig(PeftConfig):
-    """Configuration of a D-LoRA adapter.
+    """Configuration of a D-LoRA adapter; its defaults are those of the section `dlora` of a run.
 
-    The paper's setting is `num_experts=1, top_n=4, gate="binary"`: the seven linears' LoRAs are
-    themselves the experts.
+    The paper's setting is `num_experts=1, rank=8, top_n=4, gate="binary", pooling="last"`: the
+    seven linears' LoRAs are themselves the experts.
 
     Raises:
         ConfigError: on a value out of its range; the message names the key as `dlora.<key>`.
     """
 
-    num_experts: int = 4
+    num_experts: int = DLoraSection.num_experts
     """LoRA experts in each module's pool."""
 
-    rank: int = 8
+    rank: int = DLoraSection.rank
     """Rank of one expert; a module's pool has the total rank num_experts * rank."""
 
-    alpha: float = 16.0
+    alpha: float = DLoraSection.alpha
     """An expert's output is scaled by alpha / rank."""
 
-    dropout: float = 0.0
+    dropout: float = DLoraSection.dropout
     """Dropout on the experts' input while training."""
 
-    top_n: int = 4
+    top_n: int = DLoraSection.top_n
     """Experts active per sample: of the whole block, or of each module's pool (see scope)."""
 
-    scope: Scope = "block"
+    scope: Scope = DLoraSection.scope
     """`block`: the router chooses top_n of the block's modules x num_experts experts.
     `module`: it chooses top_n inside each module's pool."""
 
-    gate: Gate = "probability"
+    gate: Gate = DLoraSection.gate
     """`probability`: chosen experts are weighted by their probability, so that equal ones get 1.
     `straight_through`: 0 or 1 forward, the softmax's gradient backward.
     `binary`: 0 or 1; only the balance loss trains the router. So it is with `probability` where
     top_n is 1: a single expert's weight is always 1."""
 
-    pooling: Pooling = "last"
+    pooling: Pooling = DLoraSection.pooling
     """How the router reads a block's input: its last token, the tokens' mean, or a learned
     self-attention pooling. No mask is applied: all tokens count."""
 
-    router_activation: Activation = "gelu"
+    router_activation: Activation = DLoraSection.router_activation
     """Applied to the pooled hidden state before the router's linear map."""
 
     target_modules: list[str] | str = field(default_factory=lambda: list(LLAMA_LINEARS))

@@ -58,9 +58,10 @@ class ExportedModel:
         """
         data = asked.data
         if data.mixture is not None:
-            return {"data": {key: getattr(self.data, key) for key in _LENGTHS}}
+            lengths = {key: getattr(self.data, key) for key in _LENGTHS}
+            return {"data": lengths | {"fit_context": False}}
         if data.path is None and asked.dataset is None:
-            kept = asdict(self.data) | {"prompt": None}
+            kept = asdict(self.data) | {"prompt": None, "fit_context": False}
             for part in kept["mixture"] or ():
                 part["prompt"] = None
             return {"data": kept}
@@ -71,7 +72,8 @@ class ExportedModel:
             defaults |= {key.name: getattr(part, key.name) for key in fields(DataSet)}
         elif not (open_place(data.path) / MANIFEST_NAME).is_file():
             defaults |= {key: card.options[key] for key in _FAULTS if key in card.options}
-        defaults |= {"short_series": part.short_series, "prompt": None}
+        # The model's own length, whatever would fit these data.
+        defaults |= {"short_series": part.short_series, "prompt": None, "fit_context": False}
         return {"data": defaults}
 
     def number_of(self, part: MixturePart, dataset: str | None) -> int:

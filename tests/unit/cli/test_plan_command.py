@@ -51,7 +51,7 @@ def test_a_run_that_fits_is_told_in_a_table(capsys: pytest.CaptureFixture[str]) 
     assert main(["--gpu", "a100-80g", "--num_gpus", "2"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
-    assert "4 of 30 blocks of smollm2-135m (nf4), 2 x a100-80g" in output.out
+    assert "2 of 30 blocks of smollm2-135m (nf4), 2 x a100-80g" in output.out
     for word in (*POLICIES, "frozen", "activations", "fits", "s a step"):
         assert word in output.out
 

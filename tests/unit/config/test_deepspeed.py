@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.deepspeed import DEFAULT_POLICY, load_policy, resolve_deepspeed
 from timellama_dist.config.schema import RunConfig, TrainSection
 from timellama_dist.errors import ConfigError
@@ -14,7 +15,7 @@ POLICIES = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
 
 def resolve(policy: dict[str, Any], config: RunConfig | None = None, **facts: Any) -> Any:
     known = {"world_size": 2, "hidden_size": 4096, "use_gpu": False} | facts
-    return resolve_deepspeed(policy, config or RunConfig(), **known)
+    return resolve_deepspeed(policy, config or plain_run(), **known)
 
 
 @pytest.mark.parametrize("file", POLICIES, ids=lambda file: file.name)
@@ -33,7 +34,7 @@ def test_the_built_in_policy_is_the_shipped_zero3() -> None:
 def test_the_global_batch_stays_when_workers_come_and_go(
     world_size: int, accumulation: int
 ) -> None:
-    config = RunConfig(train=TrainSection(batch_size=64, micro_batch_size=16))
+    config = plain_run(train=plain(TrainSection, batch_size=64, micro_batch_size=16))
     resolved = resolve({}, config, world_size=world_size)
     assert resolved["gradient_accumulation_steps"] == accumulation
     assert resolved["train_batch_size"] == 64
@@ -42,12 +43,12 @@ def test_the_global_batch_stays_when_workers_come_and_go(
 def test_precision_follows_the_device_unless_said() -> None:
     assert not resolve({}, use_gpu=False)["bf16"]["enabled"]
     assert resolve({}, use_gpu=True)["bf16"]["enabled"]
-    said = RunConfig(train=TrainSection(precision="fp32"))
+    said = plain_run(train=plain(TrainSection, precision="fp32"))
     assert not resolve({}, said, use_gpu=True)["bf16"]["enabled"]
 
 
 def test_not_clipping_is_written_out_because_deepspeed_clips_by_default() -> None:
-    config = RunConfig(train=replace(TrainSection(), clip_norm=0.0))
+    config = plain_run(train=replace(plain(TrainSection), clip_norm=0.0))
     assert resolve({}, config)["gradient_clipping"] == 0.0
 
 
@@ -97,7 +98,7 @@ def test_not_clipping_is_written_out_because_deepspeed_clips_by_default() -> Non
         ({"bf16": True}, r"bf16 must be a JSON object, got True"),
         (
             {"bf16": {"check_grad_overflow": False}},
-            r"bf16\.check_grad_overflow must be true, got False: a step whose gradient is not",
+            r"bf16\.check_grad_overflow must be true, got False; a step whose gradient is not",
         ),
         (
             {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},

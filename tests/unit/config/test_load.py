@@ -1,8 +1,9 @@
 import json
+import pickle
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 from timellama_dist.config.load import config_from_flat, dump_config, load_config
+from timellama_dist.config.reference import describe_schema
 from timellama_dist.config.schema import MixturePart, RunConfig
 from timellama_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
+SECTIONS = ("data", "backbone", "dlora", "model", "train", "scaling", "run", "tracking")
 
 
 def load(*argv: str) -> RunConfig:
@@ -32,6 +35,54 @@ def test_later_files_win_over_earlier_ones_and_flags_over_files(tmp_path: Path) 
     assert (config.data.horizon, config.data.context_len, config.dlora.rank) == (48, 100, 8)
     assert config.train.learning_rate == 0.001
     assert load("--config", str(first), "--data.horizon", "12").data.horizon == 12
+
+
+def test_what_stands_later_on_the_command_line_wins(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("data: {horizon: 24, context_len: 100}\n")
+    second.write_text("data.context_len: 7\n")
+    words = ["--config", str(first), "--data.horizon", "12", "--config", str(second)]
+    assert load(*words).data == replace(RunConfig().data, horizon=12, context_len=7)
+    assert load("--data.horizon", "12", "--config", str(first)).data.horizon == 24
+    assert load("--data.horizon", "12", "--data.horizon=9").data.horizon == 9
+
+
+def test_a_section_is_merged_not_replaced() -> None:
+    config = load("--data.horizon", "12", "--data", "{context_len: 7}")
+    assert (config.data.horizon, config.data.context_len) == (12, 7)
+    base = config_from_flat({"dlora.rank": 8})
+    assert config_from_flat({"dlora": {"alpha": 3}}, base).dlora == replace(base.dlora, alpha=3.0)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("null", None), ("true", "true"), ("3", "3"), ("1e-3", "1e-3"), ("a: b", "a: b"), ("", "")],
+)
+def test_text_on_the_command_line_stays_text_but_for_null(word: str, value: str | None) -> None:
+    assert load("--data.prompt", word).data.prompt == value
+
+
+def test_an_error_carries_key_bound_and_value() -> None:
+    with pytest.raises(ConfigError, match=r"got x$") as caught:
+        load("--data.mixture", "[{path: a}, {path: b, weight: x}]")
+    error = caught.value
+    assert (error.key, error.must) == ("data.mixture[1].weight", "be float or null")
+    assert error.got == "x"
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.key, again.got) == (str(error), error.key, "x")
+    with pytest.raises(ConfigError, match=r"got 0$") as caught:
+        load("--data.horizon", "0")
+    assert (caught.value.key, caught.value.got) == ("data.horizon", 0)
+
+
+def test_the_printed_configuration_is_what_is_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        load("--data.horizon", "12", "--print_config")
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert load("--config", str(file)) == load("--data.horizon", "12")
 
 
 def test_a_bare_switch_means_true() -> None:
@@ -53,6 +104,15 @@ def test_a_bare_switch_means_true() -> None:
             r"^unknown key train\.dropout; did you mean dlora\.dropout or model\.dropout\?$",
         ),
         (["--qqq", "3"], r"^unknown key qqq; see --help$"),
+        (["--data.horzon=3"], r"^unknown key data\.horzon; did you mean data\.horizon\?$"),
+        (["--data.path"], r"^data\.path must be given a value$"),
+        (["--config"], r"^config must be given a value$"),
+        (["x"], r"^unrecognized arguments: x; keys are given as --KEY VALUE$"),
+        (["--data.horizon", "3", "4"], r"^unrecognized arguments: 4; keys are given as"),
+        (["--data.horizon", "null"], r"^data\.horizon must be given a value, got null$"),
+        (["--data", "3"], r"^data must be a section of keys, got 3$"),
+        (["--scaling.num_workers", "x"], r"must be int or tuple\[int, int\], got x$"),
+        (["--data.series", "x"], r"must be one of 'separate', 'channels' or null, got x$"),
         (["--data.split", "[0.7]"], r"^data\.split must be tuple\[.*\] or null, got \[0\.7\]$"),
         (["--data.columns", "a"], r"^data\.columns must be list\[str\] or null, got a$"),
         (["--data.horizon", "2.0"], r"^data\.horizon must be int, got 2\.0$"),
@@ -66,7 +126,7 @@ def test_a_bare_switch_means_true() -> None:
         (["--config", "/nowhere.yaml"], r"^config: File does not exist: '/nowhere\.yaml'$"),
         (["--run.resume"], r"^run\.dir must be given with run\.resume, got None$"),
         (
-            ["--train.batch_size", "33"],
+            ["--train.micro_batch_size", "32", "--train.batch_size", "33"],
             r"^train\.batch_size must be a multiple of train\.micro_batch_size=32, got 33$",
         ),
         (
@@ -101,7 +161,13 @@ def test_an_unknown_key_in_a_file_is_refused_by_its_path(tmp_path: Path) -> None
         ("backbone: {name: null}", r"^backbone\.name must be given a value, got null$"),
         ("deepspeed: 3", r"^deepspeed must be str or null, got 3$"),
         ("train: {learning_rate: fast}", r"^train\.learning_rate must be float, got fast$"),
-        ("data: [", r"^Problems parsing config"),
+        ("data: [", r"^Problems parsing config .*run\.yaml, line 2: expected the node content"),
+        ("data: {horizon: 1}\n\ndata: {path: x}", r"run\.yaml, line 3: key 'data' is given twice$"),
+        ("data:\n  path: x\n  path: y", r"run\.yaml, line 3: key 'path' is given twice$"),
+        ('data: {prompt: "\x01"}', r"run\.yaml, line 1: special characters are not allowed$"),
+        ("- 3", r"^config: .*run\.yaml, line 1: must hold a mapping of keys, got a list$"),
+        ("# nothing", r"^config: .*run\.yaml, line 1: must hold a mapping of keys, got nothing$"),
+        ("3: x", r"^unknown key 3; see --help$"),
     ],
 )
 def test_a_file_that_says_nonsense_is_refused_by_key(
@@ -113,10 +179,22 @@ def test_a_file_that_says_nonsense_is_refused_by_key(
         load("--config", str(file))
 
 
+def test_a_file_that_is_no_text_is_refused_by_name_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"data:\n  path: \xff\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml, line 2: not text in UTF-8$"):
+        load("--config", str(file))
+    with pytest.raises(ConfigError, match=r"^config: cannot read '.*': Is a directory$"):
+        load("--config", str(tmp_path))
+
+
 def test_null_is_a_value_where_the_schema_says_so(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("deepspeed: null\ntrain: {max_steps: null}\n")
-    assert load("--config", str(file)) == RunConfig()
+    config = RunConfig()
+    assert load("--config", str(file)) == replace(
+        config, train=replace(config.train, max_steps=None)
+    )
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1.e-3", "0.001", "1E-03"])
@@ -217,6 +295,44 @@ def test_help_teaches_every_key_and_exits_0() -> None:
     assert len(keys) > 50
     assert [key for key in ("--config", "--deepspeed", *keys) if key not in done.stdout] == []
     assert "Experts per linear module" in done.stdout
+
+
+def test_help_opens_with_the_description_and_one_line_of_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        load_config(["--help"], prog="timellama train", description="Train.\n\n  an example %s")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [
+        "Train.",
+        "",
+        "  an example %s",
+        "",
+        "usage: timellama train [--config FILE] [--KEY VALUE ...]",
+    ]
+    assert "backbone: The frozen LLaMA." in lines
+    number = lines.index("  --backbone.quantization nf4|none")
+    assert lines[number + 1].startswith("        nf4: 4 bits with double quantisation")
+    assert lines[number + 1].endswith("(default: nf4)")
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_key_of_the_schema_is_explained_under_its_section() -> None:
+    sections = describe_schema(RunConfig)
+    assert [section.name for section in sections] == ["", *SECTIONS]
+    assert all(section.title for section in sections)
+    assert [key.key for section in sections for key in section.keys if not key.text] == []
+    values = RunConfig().to_dict()
+    for section in sections:
+        own = values[section.name] if section.name else values
+        for key in section.keys:
+            assert key.default == own[key.key.rpartition(".")[2]]
+
+
+def test_reading_the_schema_needs_neither_pydantic_nor_yaml() -> None:
+    code = "import sys, timellama_dist.config.schema as s; s.RunConfig(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pydantic", "yaml", "torch", "ray", "pandas"} & set(done.stdout.split())
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from timellama_dist.dlora import DLoraConfig
+from tests.support.adapters import plain_config
 
 HIDDEN = 32
 
@@ -53,7 +53,7 @@ def make_llama(*, causal_lm: bool = False, nf4: bool = False, num_blocks: int = 
 def make_dlora(*, causal_lm: bool = False, nf4: bool = False, **config: object) -> peft.PeftModel:
     """An adapter whose B and routers are far from zero, so that every part shows."""
     base = make_llama(causal_lm=causal_lm, nf4=nf4)
-    model = peft.get_peft_model(base, DLoraConfig(**config))
+    model = peft.get_peft_model(base, plain_config(**config))
     scramble(model)
     return model
 

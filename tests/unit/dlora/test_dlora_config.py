@@ -1,11 +1,13 @@
 """The configuration refuses what cannot run and survives PEFT's adapter_config.json."""
 
 import json
+from dataclasses import fields
 
 import peft
 import pytest
 
 from timellama_dist.dlora import DLoraConfig, register_with_peft
+from timellama_dist.dlora.settings import DLoraSection
 from timellama_dist.errors import ConfigError
 
 
@@ -71,3 +73,11 @@ def test_registering_twice_changes_nothing():
     register_with_peft()
     assert [dict(table) for table in tables] == before
     assert before[2]["DLORA"] == "dlora_"
+
+
+def test_its_defaults_are_those_of_the_section():
+    adapter, section = DLoraConfig(), DLoraSection()
+    shared = {field.name for field in fields(section)} & set(vars(adapter))
+    assert len(shared) == 10
+    ours = {name: getattr(section, name) for name in shared} | {"target_modules": section.targets}
+    assert {name: getattr(adapter, name) for name in shared} == ours

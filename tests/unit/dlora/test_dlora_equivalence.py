@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tests.support.adapters import plain_config
 from timellama_dist.dlora import DLoraConfig
 from timellama_dist.dlora.settings import LLAMA_LINEARS
 
@@ -156,7 +157,7 @@ CASES = [
 def test_stacked_experts_equal_a_loop_over_experts_and_samples(llama, dlora, hidden_BTD, case):
     values = {"num_experts": 3, "rank": 2, "alpha": 3.0, "top_n": 2, **case}
     ours = dlora(**values)
-    naive = NaiveDLora(llama(), ours, DLoraConfig(**values))
+    naive = NaiveDLora(llama(), ours, plain_config(**values))
     our_output, our_gradients = backward(ours, hidden_BTD)
     naive_output = naive(hidden_BTD)
     torch.testing.assert_close(our_output, naive_output.detach(), **EXACT)
@@ -176,7 +177,7 @@ def test_stacked_experts_equal_a_loop_over_experts_and_samples(llama, dlora, hid
 def test_an_untrained_adapter_equals_its_base(llama, hidden_BTD, nf4):
     base = llama(nf4=nf4)
     expected = run(base, hidden_BTD)
-    model = peft.get_peft_model(base, DLoraConfig())
+    model = peft.get_peft_model(base, plain_config())
     assert torch.equal(run(model, hidden_BTD), expected)
 
 
@@ -211,7 +212,7 @@ def test_the_balance_loss_reaches_every_router(dlora, hidden_BTD, gate):
 
 def test_an_expert_starts_as_one_of_pefts_lora_does(llama):
     torch.manual_seed(3)
-    model = peft.get_peft_model(llama(), DLoraConfig(num_experts=4, rank=8))
+    model = peft.get_peft_model(llama(), plain_config(num_experts=4, rank=8))
     bound = (1 / 32) ** 0.5  # kaiming_uniform(a=sqrt(5)): 1 / sqrt(fan in)
     weight = model.get_submodule("base_model.model.layers.0.self_attn.q_proj").dlora_A["default"]
     for expert in weight.weight.split(8):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from timellama_dist.dlora import DLoraConfig
+from tests.support.adapters import plain_config
 from timellama_dist.dlora.layer import BlockRouter, DLoraLayer
 from timellama_dist.errors import ConfigError
 
@@ -82,8 +82,8 @@ def test_a_state_dict_gathered_elsewhere_is_what_gets_saved(llama, dlora, hidden
 
 
 def test_adapters_side_by_side_route_and_train_for_themselves(llama, hidden_BTD):
-    first = DLoraConfig(num_experts=2, rank=2)
-    second = DLoraConfig(num_experts=3, rank=1, top_n=2, target_modules=["q_proj", "down_proj"])
+    first = plain_config(num_experts=2, rank=2)
+    second = plain_config(num_experts=3, rank=1, top_n=2, target_modules=["q_proj", "down_proj"])
     alone = {}
     for config, seed in ((first, 1), (second, 2)):
         model = peft.get_peft_model(llama(), config)
@@ -108,8 +108,8 @@ def test_adapters_side_by_side_route_and_train_for_themselves(llama, hidden_BTD)
 
 def test_adapters_active_together_route_for_themselves_and_add_up(llama, hidden_BTD):
     # One block, whose input and so whose routing doesn't depend on the adapters.
-    model = peft.get_peft_model(llama(num_blocks=1), DLoraConfig(rank=2), adapter_name="one")
-    model.add_adapter("two", DLoraConfig(rank=1, num_experts=2))
+    model = peft.get_peft_model(llama(num_blocks=1), plain_config(rank=2), adapter_name="one")
+    model.add_adapter("two", plain_config(rank=1, num_experts=2))
     scramble(model, "one", 1)
     scramble(model, "two", 2)
     query = model.base_model.model.layers[0].self_attn.q_proj
@@ -151,11 +151,11 @@ def test_a_disabled_adapter_leaves_exactly_the_base(llama, dlora, hidden_BTD, nf
 def test_a_deleted_adapter_is_gone_from_linears_and_routers(dlora, hidden_BTD):
     model = dlora(pooling="attention")
     before = run(model, hidden_BTD)
-    model.add_adapter("two", DLoraConfig(pooling="attention"))
+    model.add_adapter("two", plain_config(pooling="attention"))
     model.delete_adapter("two")
     assert not any(".two." in name for name in model.state_dict())
     assert torch.equal(run(model, hidden_BTD), before)
-    model.add_adapter("three", DLoraConfig())
+    model.add_adapter("three", plain_config())
     with pytest.warns(UserWarning, match="Setting active adapter to three"):
         model.delete_adapter("default")
     assert not any(".default." in name for name in model.state_dict())
@@ -197,7 +197,7 @@ def test_unloading_gives_the_base_model_back(llama, dlora, hidden_BTD, nf4):
         assert not layer._forward_hooks
         assert "dlora" not in repr(layer._gradient_checkpointing_func)
         assert type(layer._gradient_checkpointing_func).__name__ != "CheckpointWithGates"
-    again = peft.get_peft_model(unloaded, DLoraConfig())
+    again = peft.get_peft_model(unloaded, plain_config())
     assert torch.equal(run(again.eval(), hidden_BTD), expected)
 
 
@@ -238,7 +238,7 @@ def test_adapters_of_a_bf16_base_follow_pefts_rule_for_dtypes(
 ):
     base = llama().to(torch.bfloat16)
     model = peft.get_peft_model(
-        base, DLoraConfig(pooling="attention"), autocast_adapter_dtype=autocast_adapter_dtype
+        base, plain_config(pooling="attention"), autocast_adapter_dtype=autocast_adapter_dtype
     )
     scramble(model, "default", 1)
     expected = torch.float32 if autocast_adapter_dtype else torch.bfloat16
@@ -332,7 +332,7 @@ def test_active_parameters_are_the_chosen_share_of_experts_and_the_routers(dlora
 
 
 def test_a_target_outside_every_block_is_refused(llama):
-    config = DLoraConfig(target_modules=[*DLoraConfig().target_modules, "lm_head"])
+    config = plain_config(target_modules=[*plain_config().target_modules, "lm_head"])
     with pytest.raises(ConfigError, match=r"dlora\.target_modules must name linears inside a b"):
         peft.get_peft_model(llama(causal_lm=True), config)
 
@@ -341,23 +341,23 @@ def test_blocks_with_differing_targets_are_refused(llama):
     model = llama()
     del model.layers[1].mlp.up_proj
     with pytest.raises(ConfigError, match=r"must match 7 linears in every block, got 6 in layers"):
-        peft.get_peft_model(model, DLoraConfig())
+        peft.get_peft_model(model, plain_config())
 
 
 def test_a_configured_target_that_no_block_has_is_refused(llama):
-    config = DLoraConfig(target_modules=["q_proj", "w_proj"])
+    config = plain_config(target_modules=["q_proj", "w_proj"])
     with pytest.raises(ConfigError, match=r"must match 2 linears in every block, got 1 in layers"):
         peft.get_peft_model(llama(), config)
 
 
 def test_top_n_is_checked_against_the_modules_an_expression_matches(llama):
-    config = DLoraConfig(target_modules=r".*\.(q|v)_proj", num_experts=2, top_n=5)
+    config = plain_config(target_modules=r".*\.(q|v)_proj", num_experts=2, top_n=5)
     with pytest.raises(ConfigError, match=r"between 1 and 4 \(2 modules x dlora.num_experts=2\)"):
         peft.get_peft_model(llama(), config)
 
 
 def test_a_target_that_is_no_linear_is_refused(llama):
-    config = DLoraConfig(target_modules=["input_layernorm"], top_n=1)
+    config = plain_config(target_modules=["input_layernorm"], top_n=1)
     with pytest.raises(ConfigError, match=r"must name linears .*got layers.0.input_layernorm"):
         peft.get_peft_model(llama(), config)
 
@@ -365,4 +365,4 @@ def test_a_target_that_is_no_linear_is_refused(llama):
 def test_a_model_without_a_hidden_size_is_refused():
     model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(4, 4)})])})
     with pytest.raises(ConfigError, match=r"needs a model with config\.hidden_size"):
-        peft.get_peft_model(model, DLoraConfig(target_modules=["q_proj"]))
+        peft.get_peft_model(model, plain_config(target_modules=["q_proj"]))

@@ -90,8 +90,8 @@ def test_other_tables_take_lengths_and_what_is_done_about_faults(alone: Exported
 def test_a_prepared_data_set_was_read_already(alone: ExportedModel, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     data = resolved(alone, "--data.path", str(tmp_path)).data
-    assert (data.timestamps, data.missing) == ("check", "refuse")
-    assert (data.context_len, data.short_series) == (100, "pad")
+    assert (data.timestamps, data.missing) == ("check", "mask")
+    assert (data.context_len, data.short_series, data.fit_context) == (100, "pad", False)
 
 
 def test_a_moved_table_is_named_by_the_data_set_it_is(several: ExportedModel) -> None:

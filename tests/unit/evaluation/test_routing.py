@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
     DLoraSection,
     ModelSection,
-    RunConfig,
 )
 from timellama_dist.evaluation.windows import evaluate
 from timellama_dist.model.build import build_model
@@ -19,13 +19,17 @@ from timellama_dist.model.build import build_model
 
 @pytest.mark.parametrize("attention", ["full", "independent"])
 def test_padding_counts_nothing(attention: str, tiny_llama: Path) -> None:
-    config = RunConfig(
-        data=DataSection(context_len=12, horizon=4),
-        backbone=BackboneSection(
-            name=str(tiny_llama), num_blocks=2, quantization="none", attention=attention
+    config = plain_run(
+        data=plain(DataSection, context_len=12, horizon=4),
+        backbone=plain(
+            BackboneSection,
+            name=str(tiny_llama),
+            num_blocks=2,
+            quantization="none",
+            attention=attention,
         ),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4),
+        model=plain(ModelSection, alignment_heads=4),
     )
     model = build_model(config, tiny_llama, num_channels=3, prompts=["a b"]).eval()
     rng = np.random.default_rng(0)

@@ -165,7 +165,7 @@ def test_a_fit_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown key data\.horzon"):
         TimeLlamaForecaster.fit(long_frame(), tmp_path / "run", **{"data.horzon": 4})
     with pytest.raises(DataError, match=r"run\.parquet: row 9: column 'b' is empty"):
-        TimeLlamaForecaster.fit(long_frame(), tmp_path / "run")
+        TimeLlamaForecaster.fit(long_frame(), tmp_path / "run", **{"data.missing": "refuse"})
     assert not list(tmp_path.iterdir())
 
 

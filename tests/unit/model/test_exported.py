@@ -20,6 +20,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support.runs import plain, plain_run
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.backbone.fingerprint import backbone_fingerprint
 from timellama_dist.config.schema import (
@@ -79,11 +80,11 @@ def export(config: RunConfig, folder: Path) -> TimeLlama:
 
 @pytest.fixture
 def config(tiny_llama: Path) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=16, horizon=4),
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=2, quantization="none"),
+    return plain_run(
+        data=plain(DataSection, context_len=16, horizon=4),
+        backbone=plain(BackboneSection, name=str(tiny_llama), num_blocks=2, quantization="none"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4),
+        model=plain(ModelSection, alignment_heads=4),
     )
 
 
@@ -314,6 +315,7 @@ class Absent(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Absent
 import pandas as pd
 from timellama_dist import TimeLlamaForecaster
+from tests.support.runs import plain, plain_run
 
 forecaster = TimeLlamaForecaster.load({str(tmp_path / "model")!r})
 frame = pd.DataFrame({{"date": pd.date_range("2024-01-01", periods=20, freq="h")}})

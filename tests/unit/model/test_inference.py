@@ -8,6 +8,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.backbone.load import frozen_bytes
 from timellama_dist.config.schema import (
     BackboneSection,
@@ -25,11 +26,11 @@ CHANNELS, CONTEXT, HORIZON = 3, 24, 8
 
 @pytest.fixture
 def config(tiny_llama: Path) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=2, quantization="nf4"),
+    return plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON),
+        backbone=plain(BackboneSection, name=str(tiny_llama), num_blocks=2, quantization="nf4"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4),
+        model=plain(ModelSection, alignment_heads=4),
     )
 
 

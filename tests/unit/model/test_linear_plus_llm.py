@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection, RunConfig
+from tests.support.runs import plain, plain_run
+from timellama_dist.config.schema import BackboneSection, DataSection, ModelSection
 from timellama_dist.evaluation.windows import evaluate
 from timellama_dist.model.build import build_model
 from timellama_dist.model.linear_fit import fill_missing
@@ -19,10 +20,10 @@ CONTEXT, HORIZON = 12, 4
 
 
 def model(llama: Path, maps: list[torch.Tensor] | None, **section) -> TimeLlama:
-    config = RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
-        backbone=BackboneSection(name=str(llama), num_blocks=2),
-        model=ModelSection(alignment_heads=4, **section),
+    config = plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON),
+        backbone=plain(BackboneSection, name=str(llama), num_blocks=2),
+        model=plain(ModelSection, alignment_heads=4, **section),
     )
     return build_model(
         config, llama, num_channels=3, prompts=["the a", "of b"], shortcuts=maps
@@ -131,8 +132,10 @@ def test_a_share_of_the_path_is_what_the_model_with_that_share_of_its_head_forec
 def test_the_path_is_divided_only_beside_a_map_that_stays() -> None:
     sections = ({"shortcut": "frozen"}, {"shortcut": "frozen", "affine": True})
     wholes = ({}, {"shortcut": "trainable"}, sections[1])
-    assert len(path_shares(RunConfig(model=ModelSection(**sections[0])))) == 4
-    assert {path_shares(RunConfig(model=ModelSection(**section))) for section in wholes} == {(1.0,)}
+    assert len(path_shares(plain_run(model=plain(ModelSection, **sections[0])))) == 4
+    assert {path_shares(plain_run(model=plain(ModelSection, **section))) for section in wholes} == {
+        (1.0,)
+    }
 
 
 def test_without_a_shortcut_there_is_none(tiny_llama: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
@@ -139,11 +140,11 @@ def test_affine_parameters_get_the_missing_values_at_the_mean() -> None:
 
 @pytest.fixture
 def config(tiny_llama: Path) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON, missing="mask"),
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=2, quantization="none"),
+    return plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON, missing="mask"),
+        backbone=plain(BackboneSection, name=str(tiny_llama), num_blocks=2, quantization="none"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4, dropout=0.0),
+        model=plain(ModelSection, alignment_heads=4, dropout=0.0),
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
@@ -28,11 +29,11 @@ CHANNELS, CONTEXT, HORIZON = 3, 24, 8
 
 @pytest.fixture
 def config(tiny_llama: Path) -> RunConfig:
-    return RunConfig(
-        data=DataSection(context_len=CONTEXT, horizon=HORIZON),
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=2, quantization="none"),
+    return plain_run(
+        data=plain(DataSection, context_len=CONTEXT, horizon=HORIZON),
+        backbone=plain(BackboneSection, name=str(tiny_llama), num_blocks=2, quantization="none"),
         dlora=DLoraSection(num_experts=2, rank=2, top_n=5),
-        model=ModelSection(alignment_heads=4, dropout=0.0),
+        model=plain(ModelSection, alignment_heads=4, dropout=0.0),
     )
 
 
@@ -206,8 +207,8 @@ def test_only_the_parts_around_the_backbone_and_dlora_train(config: RunConfig) -
 
 
 def test_an_untrained_adapter_changes_nothing(config: RunConfig) -> None:
-    plain = replace(config, dlora=replace(config.dlora, enabled=False))
-    adapted, alone = build(config), build(plain)
+    bare = replace(config, dlora=replace(config.dlora, enabled=False))
+    adapted, alone = build(config), build(bare)
     alone.load_state_dict(
         {k: v for k, v in adapted.state_dict().items() if not k.startswith("backbone.")},
         strict=False,
@@ -220,7 +221,7 @@ def test_an_untrained_adapter_changes_nothing(config: RunConfig) -> None:
 
 def test_the_seed_decides_the_trained_weights(config: RunConfig) -> None:
     def weights(seed: int) -> dict[str, Tensor]:
-        model = build(replace(config, train=TrainSection(seed=seed)))
+        model = build(replace(config, train=plain(TrainSection, seed=seed)))
         return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     first, again, other = weights(0), weights(0), weights(1)
@@ -230,7 +231,7 @@ def test_the_seed_decides_the_trained_weights(config: RunConfig) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients(config: RunConfig) -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
-        train = TrainSection(gradient_checkpointing=checkpointing)
+        train = plain(TrainSection, gradient_checkpointing=checkpointing)
         model = build(replace(config, train=train)).train()
         torch.manual_seed(3)
         for name, parameter in model.named_parameters():
@@ -239,10 +240,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(config: RunConfig) -> N
         (model(past()).square().mean() + 0.1 * model.balance_loss()).backward()
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    plain, recomputed = gradients(False), gradients(True)
-    assert plain.keys() == recomputed.keys()
-    for name in plain:
-        torch.testing.assert_close(plain[name], recomputed[name])
+    kept, recomputed = gradients(False), gradients(True)
+    assert kept.keys() == recomputed.keys()
+    for name in kept:
+        torch.testing.assert_close(kept[name], recomputed[name])
 
 
 def test_parameter_counts_equal_a_count_by_hand(config: RunConfig) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.runs import PLAIN
 from timellama_dist.backbone.load import frozen_bytes, load_tokenizer
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
@@ -37,7 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run_config(llama: Path, **keys: Any) -> RunConfig:
     base = {"backbone.name": str(llama), "backbone.num_blocks": 2, "model.alignment_heads": 4}
     base |= {"data.context_len": 24, "data.horizon": 8, "dlora.top_n": 4}
-    return config_from_flat(base | {"train.micro_batch_size": 8, "train.batch_size": 16} | keys)
+    return config_from_flat(
+        PLAIN | base | {"train.micro_batch_size": 8, "train.batch_size": 16} | keys
+    )
 
 
 def build(config: RunConfig, llama: Path) -> TimeLlama:

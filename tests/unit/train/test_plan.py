@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.runs import PLAIN
 from timellama_dist.backbone.fingerprint import backbone_fingerprint
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import RunConfig
@@ -54,7 +55,8 @@ def write(folder: Path, rows: pd.DataFrame) -> Path:
 
 def config(table: Path, llama: Path, **changes: Any) -> RunConfig:
     return config_from_flat(
-        {
+        PLAIN
+        | {
             "data.path": str(table),
             "data.context_len": 12,
             "data.horizon": 4,
@@ -189,6 +191,35 @@ def test_what_preparing_decided_is_not_decided_again(
     split = replace(again, data=replace(again.data, split=(0.7, 0.1, 0.2)))
     with pytest.raises(ConfigError, match=r"data\.split was decided when .*prepared was prepared"):
         plan_run(split)
+
+
+@pytest.mark.parametrize("options", [{}, {"timestamps": "ignore"}, {"missing": "refuse"}])
+def test_the_generic_recipe_takes_each_choice_about_faults_alone(
+    options: dict[str, str], table: Path, tiny_llama: Path
+) -> None:
+    keys = {
+        "data.path": str(table),
+        "data.context_len": 12,
+        "data.horizon": 4,
+        "backbone.name": str(tiny_llama),
+        "model.alignment_heads": 4,
+    }
+    plan = plan_run(config_from_flat(keys | {f"data.{key}": options[key] for key in options}))
+    assert plan.num_windows == {"train": 125, "validation": 17, "test": 37}
+
+
+@pytest.mark.parametrize("gaps", ["refuse", "reindex"])
+def test_prepared_data_take_a_default_of_now_or_before(
+    gaps: str, table: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    prepared = tmp_path / "prepared"
+    prepare(table, prepared)
+    keys = {"data.path": str(prepared), "data.gaps": gaps}
+    assert plan_run(config(table, tiny_llama, **keys)).num_windows["test"] == 37
+    with pytest.raises(
+        ConfigError, match=r"data\.missing was decided when .*prepared was prepared"
+    ):
+        plan_run(config(table, tiny_llama, **keys, **{"data.missing": "ffill"}))
 
 
 @pytest.mark.parametrize(

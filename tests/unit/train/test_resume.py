@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.cli.train import read_arguments
 from timellama_dist.config.load import dump_config
 from timellama_dist.config.schema import (
     BackboneSection,
     DataSection,
     DLoraSection,
-    RunConfig,
     ScalingSection,
     TrainSection,
 )
@@ -22,9 +22,9 @@ from timellama_dist.train.resume import check_resumed
 
 def test_workers_steps_and_rates_may_change() -> None:
     check_resumed(
-        RunConfig(),
-        RunConfig(
-            train=TrainSection(max_steps=20, learning_rate=1e-5, micro_batch_size=16),
+        plain_run(),
+        plain_run(
+            train=plain(TrainSection, max_steps=20, learning_rate=1e-5, micro_batch_size=16),
             scaling=ScalingSection(num_workers=1),
             deepspeed="ds_configs/zero1.json",
         ),
@@ -34,14 +34,20 @@ def test_workers_steps_and_rates_may_change() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": DataSection(horizon=24)}, "data.horizon cannot be changed in a resumed run: it "),
+        (
+            {"data": plain(DataSection, horizon=24)},
+            "data.horizon cannot be changed in a resumed run: it ",
+        ),
         ({"dlora": DLoraSection(rank=8)}, "dlora.rank cannot be changed in a resumed run: it was "),
-        ({"train": TrainSection(seed=1)}, "train.seed cannot be changed in a resumed run: it was "),
+        (
+            {"train": plain(TrainSection, seed=1)},
+            "train.seed cannot be changed in a resumed run: it was ",
+        ),
     ],
 )
 def test_what_makes_it_another_run_may_not(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
-        check_resumed(RunConfig(), replace(RunConfig(), **change))
+        check_resumed(plain_run(), replace(plain_run(), **change))
 
 
 def test_a_path_may_be_given_again_as_it_was(
@@ -50,9 +56,9 @@ def test_a_path_may_be_given_again_as_it_was(
     monkeypatch.chdir(tmp_path)
     for name in ("a.csv", "b.csv", "llama.gguf", "other.gguf"):
         (tmp_path / name).touch()
-    begun = RunConfig(
-        data=DataSection(path=str(tmp_path / "a.csv")),
-        backbone=BackboneSection(name=str(tmp_path / "llama.gguf")),
+    begun = plain_run(
+        data=plain(DataSection, path=str(tmp_path / "a.csv")),
+        backbone=plain(BackboneSection, name=str(tmp_path / "llama.gguf")),
     )
     dump_config(begun, tmp_path / "config.yaml")
     words = ["--run.dir", ".", "--run.resume"]
@@ -66,7 +72,7 @@ def test_a_path_may_be_given_again_as_it_was(
 
 
 def test_what_is_given_again_goes_with_what_the_run_was_begun_with(tmp_path: Path) -> None:
-    begun = RunConfig(train=TrainSection(batch_size=100, micro_batch_size=10))
+    begun = plain_run(train=plain(TrainSection, batch_size=100, micro_batch_size=10))
     dump_config(begun, tmp_path / "config.yaml")
     words = ["--run.dir", str(tmp_path), "--run.resume"]
     # 50 is none of the default batch size.

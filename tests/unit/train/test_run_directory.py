@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import plain_run
 from timellama_dist.config.schema import RunConfig, RunSection
 from timellama_dist.errors import CheckpointError, ConfigError, DataError
 from timellama_dist.train.checkpoint.files import seal
@@ -21,7 +22,7 @@ from timellama_dist.train.run_directory import (
 
 
 def config(folder: Path, **run: Any) -> RunConfig:
-    return RunConfig(run=RunSection(dir=str(folder / "here" / "first"), **run))
+    return plain_run(run=RunSection(dir=str(folder / "here" / "first"), **run))
 
 
 RESULTS = {
@@ -142,4 +143,4 @@ def test_a_run_whose_directory_is_lost_resumes_by_its_storage_s_configuration(
 def test_the_run_directory_is_no_uri() -> None:
     message = r"^run\.dir must be a local folder, got 's3://bucket/run'; a URI is for run\.sto"
     with pytest.raises(ConfigError, match=message):
-        train(RunConfig(run=RunSection(dir="s3://bucket/run")))
+        train(plain_run(run=RunSection(dir="s3://bucket/run")))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto import event_pb2
 
+from tests.support.runs import plain_run
 from timellama_dist.config.schema import RunConfig, RunSection, TrackingSection
 from timellama_dist.console.events import Event, Phase, TrainStep, Validation
 from timellama_dist.errors import ConfigError
@@ -55,7 +56,7 @@ EXPECTED = {
 
 def config(run_dir: Path, **keys: Any) -> RunConfig:
     chosen = {"tensorboard": False} | keys
-    return RunConfig(run=RunSection(dir=str(run_dir)), tracking=TrackingSection(**chosen))
+    return plain_run(run=RunSection(dir=str(run_dir)), tracking=TrackingSection(**chosen))
 
 
 def track(configured: RunConfig, said: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import plain, plain_run
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import BackboneSection, ModelSection, RunConfig
 from timellama_dist.errors import ConfigError
@@ -24,9 +25,9 @@ SPACE = {
 
 @pytest.fixture
 def base(tiny_llama: Path) -> RunConfig:
-    return RunConfig(
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=2),
-        model=ModelSection(alignment_heads=4),
+    return plain_run(
+        backbone=plain(BackboneSection, name=str(tiny_llama), num_blocks=2),
+        model=plain(ModelSection, alignment_heads=4),
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import FIFOScheduler
 
-from timellama_dist.config.schema import BackboneSection, ModelSection, RunConfig
+from tests.support.runs import plain, plain_run
+from timellama_dist.config.schema import BackboneSection, ModelSection
 from timellama_dist.train.worker.results import Stopped, StorageFailed
 from timellama_dist.tune.proposals import Proposals
 from timellama_dist.tune.settings import Objective, SearchConfig
@@ -26,9 +27,9 @@ def test_ray_tune_and_optuna_take_a_trial_that_diverged(
         objectives=objectives,
         scheduler="none",
     )
-    base = RunConfig(
-        backbone=BackboneSection(name=str(tiny_llama), num_blocks=2),
-        model=ModelSection(alignment_heads=4),
+    base = plain_run(
+        backbone=plain(BackboneSection, name=str(tiny_llama), num_blocks=2),
+        model=plain(ModelSection, alignment_heads=4),
     )
     proposals = Proposals(Space(search=search, base=base, num_channels=3), tmp_path / "pruned")
     controller: Any = SimpleNamespace(

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from timellama_dist.config.schema import RunConfig, TrainSection
+from tests.support.runs import plain, plain_run
+from timellama_dist.config.schema import TrainSection
 from timellama_dist.train.worker.steps import learning_rate, num_steps, seed_dropout
 
 
 def test_the_rate_rises_linearly_then_falls_by_a_cosine_to_zero() -> None:
-    train = TrainSection(learning_rate=1.0, warmup_fraction=0.2)
+    train = plain(TrainSection, learning_rate=1.0, warmup_fraction=0.2)
     rates = [learning_rate(step, 10, train) for step in range(10)]
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
     expected = [0.5 * (1 + math.cos(math.pi * share / 8)) for share in range(8)]
@@ -19,7 +20,7 @@ def test_the_rate_rises_linearly_then_falls_by_a_cosine_to_zero() -> None:
 
 
 def test_a_constant_schedule_stays_after_the_warm_up() -> None:
-    train = TrainSection(learning_rate=2.0, warmup_fraction=0.1, schedule="constant")
+    train = plain(TrainSection, learning_rate=2.0, warmup_fraction=0.1, schedule="constant")
     assert [learning_rate(step, 10, train) for step in range(10)] == [2.0] * 10
 
 
@@ -59,12 +60,12 @@ def test_dropout_is_alike_in_another_process() -> None:
     ],
 )
 def test_an_epoch_is_every_window_once(changes: dict[str, int], expected: tuple[int, int]) -> None:
-    config = RunConfig(train=TrainSection(batch_size=16, micro_batch_size=8, **changes))
+    config = plain_run(train=plain(TrainSection, batch_size=16, micro_batch_size=8, **changes))
     assert num_steps(config, 165) == expected
 
 
 def test_long_epochs_are_not_validated_at_their_ends_alone() -> None:
-    section = TrainSection(batch_size=16, micro_batch_size=8, epochs=1)
-    assert num_steps(RunConfig(train=section), 16_000) == (1000, 250)
+    section = plain(TrainSection, batch_size=16, micro_batch_size=8, epochs=1)
+    assert num_steps(plain_run(train=section), 16_000) == (1000, 250)
     section = replace(section, validate_every=600)
-    assert num_steps(RunConfig(train=section), 16_000) == (1000, 600)
+    assert num_steps(plain_run(train=section), 16_000) == (1000, 600)
