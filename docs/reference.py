@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
+
 from benchmarks.result_tables import RESULTS, markdown, read_cells, summary
 from timellama_dist.cli.plan import main as plan_main
 from timellama_dist.config.load import load_config
@@ -200,12 +201,16 @@ def _type(hint: Any) -> str:
         # null is the default that it says.
         return " or ".join(_type(part) for part in arguments if part is not type(None))
     if origin in (list, tuple):
-        inner = dict.fromkeys(_type(part) for part in arguments if part is not ...)
+        inner = dict.fromkeys(_plural(_type(part)) for part in arguments if part is not ...)
         return f"list of {' or '.join(inner)}"
     if origin is dict:
         return "mapping"
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     return names.get(hint, "section" if dataclasses.is_dataclass(hint) else "anything")
+
+
+def _plural(kind: str) -> str:
+    return f"{kind}s" if kind.split()[-1] in ("number", "text", "section") else kind
 
 
 def _default(field: dataclasses.Field) -> str:
