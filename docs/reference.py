@@ -92,13 +92,15 @@ def plan() -> str:
     shell = page.split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
     echo, command = shell.rsplit("\ntimellama plan ", maxsplit=1)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "llama3_70b.json"
-        file.write_text(echo[echo.index("{") : echo.rindex("}") + 1], encoding="utf-8")
-        words = shlex.split(command.replace(file.name, str(file)))
+        backbone = Path(folder) / "llama3-70b"
+        backbone.mkdir()
+        shape = echo[echo.index("{") : echo.rindex("}") + 1]
+        (backbone / "config.json").write_text(shape, encoding="utf-8")
+        words = shlex.split(command.replace(backbone.name, str(backbone)))
         with redirect_stdout(io.StringIO()) as printed:
             if code := plan_main(words):
                 raise RuntimeError(f"timellama plan {command}: exit code {code}")
-    return f"```text\n{printed.getvalue().rstrip()}\n```"
+    return f"```text\n{printed.getvalue().replace(f'{folder}/', '').rstrip()}\n```"
 
 
 def changelog() -> str:
@@ -210,7 +212,7 @@ def _type(hint: Any) -> str:
 
 
 def _plural(kind: str) -> str:
-    return f"{kind}s" if kind.split()[-1] in ("number", "text", "section") else kind
+    return f"{kind}s" if kind.split()[-1] in ("number", "section") else kind
 
 
 def _default(field: dataclasses.Field) -> str:
