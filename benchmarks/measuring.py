@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts about the machine, paired ratios, one JSON file a run."""
+"""What the benchmarks share: facts about the machine, paired ratios, results as JSON."""
 
 import json
 import os
@@ -131,12 +131,29 @@ def run_program(words: Sequence[str], folder: Path | None = None) -> None:
 
 
 def write_results(path: str | None, benchmark: str, facts: dict[str, Any]) -> None:
-    """Write every single measurement with what it was taken on."""
-    if path is None:
-        return
+    """Write every measurement of a benchmark to a JSON file, with what it was taken on."""
+    if path is not None:
+        Path(path).write_text(json.dumps(_with_machine(benchmark, facts), indent=2), "utf-8")
+
+
+def append_line(path: Path, benchmark: str, facts: dict[str, Any]) -> None:
+    """Add a result to a file of JSON Lines, with what it was taken on.
+
+    One write a line: several trainings may add to the same file.
+    """
+    line = json.dumps(_with_machine(benchmark, facts), ensure_ascii=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON Lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _with_machine(benchmark: str, facts: dict[str, Any]) -> dict[str, Any]:
     machine = {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.platform()}
-    content = {"benchmark": benchmark, "machine": machine, "versions": versions(), **facts}
-    Path(path).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return {"benchmark": benchmark, "machine": machine, "versions": versions(), **facts}
 
 
 def _cpu_model() -> str:
