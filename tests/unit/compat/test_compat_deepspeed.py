@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 from timellama_dist.compat import deepspeed as compat
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -44,6 +42,10 @@ class Twice(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import deepspeed
+
+    if deepspeed.get_accelerator().device_name() != "cpu":
+        pytest.skip("gloo ranks need DS_ACCELERATOR=cpu")
     rendezvous = tmp_path_factory.mktemp("group") / "rendezvous"
     os.environ["LOCAL_RANK"] = "0"
     torch.distributed.init_process_group(
@@ -148,11 +150,12 @@ def test_zero_alone_keeps_optimizer_state_in_shards(name: str, engine: Any) -> N
 
 
 def test_plain_state_holds_the_moments(name: str, engine: Any) -> None:
-    if name in ZERO:
-        pytest.skip("ZeRO's are DeepSpeed's public calls to get")
     for parameter in engine.module.parameters():
         state = compat.plain_state(engine, parameter)
-        assert state is not None
+        if state is None:
+            # ZeRO's are DeepSpeed's public calls to get.
+            assert name in ZERO
+            continue
         assert state["exp_avg"].shape == parameter.shape
         assert state["exp_avg"].any()
 
