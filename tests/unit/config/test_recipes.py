@@ -10,7 +10,7 @@ from timellama_dist.config import former
 from timellama_dist.config.load import load_config
 from timellama_dist.config.schema import RunConfig
 
-RECIPES = Path(__file__).parents[3] / "ray_jobs" / "configs"
+RECIPES = Path(__file__).parents[3] / "timellama_dist" / "recipes"
 CHANGED = {f"{section}.{key}" for section, values in former.SECTIONS.items() for key in values}
 """Keys whose default is another since version 0.2."""
 
