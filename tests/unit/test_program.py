@@ -9,7 +9,7 @@ from timellama_dist.config.load import config_from_flat
 from timellama_dist.program import command_line, program
 from timellama_dist.train.run_directory import resume_command
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

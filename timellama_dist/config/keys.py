@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from timellama_dist.errors import ConfigError
 
@@ -15,7 +15,8 @@ from timellama_dist.errors import ConfigError
 @cache
 def hints_of(section: type) -> dict[str, Any]:
     """The type of each key of one section."""
-    return get_type_hints(section)
+    hints, keys = get_type_hints(section), fields(cast(Any, section))
+    return {key.name: hints[key.name] for key in keys}
 
 
 def section_of(hint: Any) -> type | None:

@@ -49,7 +49,7 @@ def test_the_dispatcher_loads_no_command_and_a_module_runs_it() -> None:
         "import sys; from timellama_dist.cli.main import main; main(['--help']);"
         "ours = {name for name in sys.modules if name.startswith('timellama_dist')};"
         "assert ours == {'timellama_dist', 'timellama_dist.cli', 'timellama_dist.cli.main',"
-        " 'timellama_dist.console', 'timellama_dist.program'}, ours"
+        " 'timellama_dist.program'}, ours"
     )
     subprocess.run([sys.executable, "-c", text], check=True, capture_output=True)
     words = [sys.executable, "-m", "timellama_dist", "recipes", "zero3"]

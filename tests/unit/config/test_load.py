@@ -1,6 +1,5 @@
 import json
 import pickle
-import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -396,13 +395,6 @@ def test_a_bad_part_of_a_mixture_is_refused_by_its_key(
     file.write_text(f"data: {{mixture: {mixture}}}\n")
     with pytest.raises(ConfigError, match=message):
         load("--config", str(file))
-
-
-def test_the_readme_s_mixture_is_valid(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    file = tmp_path / "run.yaml"
-    file.write_text(text)
-    assert [part.name for part in load("--config", str(file)).data.parts] == [None, "other"]
 
 
 def test_a_configuration_is_replaced_whole_or_not_at_all(small_disk: Path) -> None:

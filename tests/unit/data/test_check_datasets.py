@@ -113,13 +113,6 @@ def test_what_the_error_proposes_gives_each_split_windows(tmp_path: Path) -> Non
             r"with data\.mixture\[1\]\.timestamps=ignore$",
         ),
         (
-            {"gaps": "reindex"},
-            frame(),
-            ConfigError,
-            r"^data\.mixture\[1\]\.gaps=reindex puts in rows without values: say with "
-            r"data\.mixture\[1\]\.missing what",
-        ),
-        (
             {"frequency": "often"},
             frame(),
             ConfigError,

@@ -1,6 +1,5 @@
 """The linear map beside the LLM path: where a run starts, what trains, what a share changes."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +138,7 @@ def test_the_path_is_divided_only_beside_a_map_that_stays() -> None:
 
 
 def test_without_a_shortcut_there_is_none(tiny_llama: Path) -> None:
-    plain = model(tiny_llama, None)
-    assert type(plain) is TimeLlama
-    assert not [name for name in plain.state_dict() if name.startswith("shortcuts.")]
-    assert plain.head.weight.any()
-    assert replace(ModelSection()).shortcut == "none"
+    alone = model(tiny_llama, None)
+    assert type(alone) is TimeLlama
+    assert not [name for name in alone.state_dict() if name.startswith("shortcuts.")]
+    assert alone.head.weight.any()
