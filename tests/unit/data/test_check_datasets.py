@@ -109,7 +109,9 @@ def test_what_the_error_proposes_gives_each_split_windows(tmp_path: Path) -> Non
             {},
             frame().drop(index=9),
             DataError,
-            r"irregular step.*\(data\.mixture\[1\]\.gaps=reindex\), or keep the rows as they stand "
+            r"irregular step.*\(data\.mixture\[1\]\.gaps=reindex with "
+            r"data\.mixture\[1\]\.missing=mask\), "
+            r"or keep the rows as they stand "
             r"with data\.mixture\[1\]\.timestamps=ignore$",
         ),
         (

@@ -115,8 +115,8 @@ def without_gaps(
             f"{origin.where(where)}: irregular step{rows.of_series(first)}: "
             f"{stamp(rows.times[first])} is followed by {stamp(rows.times[first + 1])} where the "
             f"step is {frequency!r} ({{count}} such in the table); fill the gaps "
-            f"({origin.key('gaps')}=reindex), or keep the rows as they stand with "
-            f"{origin.key('timestamps')}=ignore",
+            f"({origin.key('gaps')}=reindex with {origin.key('missing')}=mask), or keep the rows "
+            f"as they stand with {origin.key('timestamps')}=ignore",
             count=gaps.size,
             row=where,
         )

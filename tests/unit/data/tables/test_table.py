@@ -226,7 +226,8 @@ KEEP = "keep the rows as they stand with data.timestamps=ignore"
         (
             "date,a\n2024-01-01,1\n2024-01-02,1\n2024-01-05,1\n2024-01-06,1\n2024-01-07,1\n",
             "row 3: irregular step: 2024-01-02 00:00:00 is followed by 2024-01-05 00:00:00 where "
-            f"the step is 'D' (1 such in the table); fill the gaps (data.gaps=reindex), or {KEEP}",
+            f"the step is 'D' (1 such in the table); fill the gaps "
+            f"(data.gaps=reindex with data.missing=mask), or {KEEP}",
         ),
         (
             "date,a\n2024-01-01,1\n",
