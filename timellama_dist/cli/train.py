@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_begun, load_config, load_run
@@ -12,7 +13,9 @@ from timellama_dist.program import command_line, program
 from timellama_dist.recipes import with_paths
 from timellama_dist.report.table import memory_line, results_table
 from timellama_dist.storage import copy_tree, open_place
-from timellama_dist.train.driver import Outcome, absolute_paths, train
+
+if TYPE_CHECKING:
+    from timellama_dist.train.execution import Outcome
 
 EXAMPLES = (
     "",
@@ -32,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _train(argv: Sequence[str]) -> None:
     config = read_arguments(argv)
+    # Not at the top: `--help` and a mistake in a key shall not wait for pandas.
+    from timellama_dist.train.driver import train
+
     print(f"\n{describe(train(config), config)}")
 
 
@@ -52,6 +58,7 @@ def read_arguments(argv: Sequence[str]) -> RunConfig:
     if not run.resume:
         return load_config(words, **names)
     # torch takes a second, for which `--help` and a mistake shall not wait.
+    from timellama_dist.train.checks import absolute_paths
     from timellama_dist.train.resume import check_resumed
     from timellama_dist.train.run_directory import begun_config
 
@@ -66,7 +73,7 @@ def read_arguments(argv: Sequence[str]) -> RunConfig:
         return resumed
 
 
-def describe(outcome: Outcome, config: RunConfig) -> str:
+def describe(outcome: "Outcome", config: RunConfig) -> str:
     """What a finished run prints: its results, its files, and the commands that use its model."""
     run_dir, metrics = outcome.run_dir, outcome.metrics
     lines = [
@@ -83,7 +90,7 @@ def describe(outcome: Outcome, config: RunConfig) -> str:
     return "\n".join([*lines, "", *next_commands(outcome, config)])
 
 
-def next_commands(outcome: Outcome, config: RunConfig) -> list[str]:
+def next_commands(outcome: "Outcome", config: RunConfig) -> list[str]:
     """The commands that use a finished run's model, a line each."""
     names = list(outcome.metrics["by_dataset"])
     of_one = ["--dataset", names[0]] if len(names) > 1 else []
@@ -97,7 +104,7 @@ def next_commands(outcome: Outcome, config: RunConfig) -> list[str]:
     ]
 
 
-def _first_data(outcome: Outcome, config: RunConfig, name: str) -> str:
+def _first_data(outcome: "Outcome", config: RunConfig, name: str) -> str:
     """The user's first table or prepared data set; for a public one what the run made of it."""
     path = config.data.parts[0].path
     made = outcome.run_dir / "data" / ("" if config.data.mixture is None else name)

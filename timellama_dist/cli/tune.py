@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_begun, load_config, load_run
@@ -12,8 +13,11 @@ from timellama_dist.console.exit_codes import run_command
 from timellama_dist.errors import ConfigError
 from timellama_dist.program import command_line, program
 from timellama_dist.recipes import SEARCHES, with_paths
-from timellama_dist.tune.search import BASE, SEARCH, Found, load_search, search
+from timellama_dist.tune.files import BASE, SEARCH, load_search
 from timellama_dist.tune.settings import SearchConfig
+
+if TYPE_CHECKING:
+    from timellama_dist.tune.search import SearchOutcome
 
 DEFAULT_SEARCH = "small"
 EXAMPLES = (
@@ -32,12 +36,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _tune(argv: Sequence[str]) -> None:
-    print(f"\n{describe(search(*read_arguments(argv)))}")
+    settings = read_arguments(argv)
+    # Not at the top: `--help` and a mistake in a key shall not wait for pandas and matplotlib.
+    from timellama_dist.tune.search import search
+
+    print(f"\n{describe(search(*settings))}")
 
 
-def describe(finished: Found) -> str:
+def describe(finished: "SearchOutcome") -> str:
     """What a finished search prints: its best trial, its files, and how to train what it found."""
-    # matplotlib takes a second, for which `--help` shall not wait.
     from timellama_dist.report.search import best_lines
 
     run_dir = finished.run_dir

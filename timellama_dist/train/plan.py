@@ -14,7 +14,6 @@ from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import BackboneSection, DataSection, RunConfig
 from timellama_dist.data.check import check_datasets, refuse_credentials
 from timellama_dist.data.dataset import Dataset
-from timellama_dist.data.opening import data_name
 from timellama_dist.data.windows.spec import SPLIT_NAMES, SplitName
 from timellama_dist.errors import ConfigError
 from timellama_dist.recipes import policy_file
@@ -34,6 +33,11 @@ class RunPlan:
     """The DeepSpeed policy as its file says."""
     hidden_size: int
     """D of the backbone."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return Path(str(self.config.run.dir))
 
     @property
     def num_windows(self) -> dict[SplitName, int]:
@@ -123,11 +127,6 @@ def check_model(config: RunConfig) -> int:
             got=config.model.alignment_heads,
         )
     return hidden_size
-
-
-def run_name(data: DataSection) -> str:
-    """Name a run over these data where the user gave it no name."""
-    return "mixture" if data.mixture is not None else data_name(data.parts[0].path)
 
 
 def _filled_in(data: DataSection, sets: Sequence[Dataset]) -> DataSection:

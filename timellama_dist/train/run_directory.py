@@ -1,9 +1,12 @@
 """Knows where a run keeps its checkpoints and a copy of what matters: `run.storage_path`."""
 
+import time
 from contextlib import suppress
+from pathlib import Path
 from uuid import uuid4
 
-from timellama_dist.config.schema import RunConfig
+from timellama_dist.config.schema import DataSection, RunConfig
+from timellama_dist.data.opening import data_name
 from timellama_dist.errors import ConfigError, DataError
 from timellama_dist.program import command_line
 from timellama_dist.storage import Place, copy_tree, open_place
@@ -13,6 +16,40 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 # metrics.json comes last: where it is, the rest is.
 _RESULTS = ("model", "report.html", "forecasts.png", "metrics.json")
+
+
+def choose_run_dir(config: RunConfig, prefix: str = "") -> Path:
+    """Return the run directory, not made yet.
+
+    Args:
+        config: the run.
+        prefix: of the directory's name where the user gave it none.
+
+    Raises:
+        ConfigError: it is no local folder, or holds something and isn't resumed.
+    """
+    if config.run.dir is None:
+        # In the user's home: a submitted job's own folder is Ray's to delete.
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return Path.home() / "timellama_runs" / f"{prefix}{run_name(config.data)}-{stamp}"
+    if not open_place(config.run.dir).is_local:
+        raise ConfigError(
+            key="run.dir",
+            must="be a local folder",
+            got=config.run.dir,
+            hint="a URI is for run.storage_path",
+        )
+    run_dir = Path(config.run.dir).expanduser().resolve()
+    if run_dir.exists() and any(run_dir.iterdir()) and not config.run.resume:
+        raise ConfigError(
+            f"run.dir: {run_dir} is not empty; choose another, or go on with it: --run.resume"
+        )
+    return run_dir
+
+
+def run_name(data: DataSection) -> str:
+    """Name a run over these data where the user gave it no name."""
+    return "mixture" if data.mixture is not None else data_name(data.parts[0].path)
 
 
 def checkpoints_place(config: RunConfig) -> Place:

@@ -5,25 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timellama_dist.cluster import connected
 from timellama_dist.config.load import (
     config_from_flat,
     dump_config,
     dump_settings,
-    load_settings,
 )
 from timellama_dist.config.schema import RunConfig
-from timellama_dist.errors import ConfigError, InterruptedRunError
+from timellama_dist.errors import InterruptedRunError
 from timellama_dist.program import command_line
+from timellama_dist.report.search import best_trial, judged, plot_search, summary
+from timellama_dist.train.checks import absolute_paths, plan_in_directory
+from timellama_dist.train.describe import describe
+from timellama_dist.tune.files import BASE, SEARCH
 from timellama_dist.tune.settings import SearchConfig
 
 if TYPE_CHECKING:
     from timellama_dist.tune.space import Space
 
-SEARCH, BASE = "search.yaml", "config.yaml"
-
 
 @dataclass(frozen=True)
-class Found:
+class SearchOutcome:
     """A finished search."""
 
     run_dir: Path
@@ -31,21 +33,7 @@ class Found:
     """As `search.json` has it."""
 
 
-def load_search(file: Path) -> SearchConfig:
-    """Read a search file.
-
-    Raises:
-        ConfigError: it can't be used; the message names the file and the key.
-    """
-    if not file.is_file():
-        raise ConfigError(f"--search must name a YAML file, there is no {file}")
-    try:
-        return load_settings(SearchConfig, ["--config", str(file)], prog="tune", description="")
-    except ConfigError as error:
-        raise ConfigError(f"{file.name}: {error}") from error
-
-
-def search(search: SearchConfig, base: RunConfig) -> Found:
+def search(search: SearchConfig, base: RunConfig) -> SearchOutcome:
     """Run a whole search, from the checks to its results.
 
     Raises:
@@ -53,15 +41,11 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
         DataError: the data can't be used.
         InterruptedRunError: the user pressed Ctrl-C; the search can go on.
     """
-    from timellama_dist.cluster import connected
-    from timellama_dist.report.search import judged
-    from timellama_dist.train.describe import describe
-    from timellama_dist.train.driver import absolute_paths, plan_with_dir
-
     begun = absolute_paths(base)
     base = config_from_flat(search.fixed, begun)
-    run_dir, plan = plan_with_dir(_longest(search, base), "search-")
-    # After that: Ray Tune takes seconds, for which a mistake shall not wait.
+    plan = plan_in_directory(_longest(search, base), "search-")
+    run_dir = plan.run_dir
+    # Not at the top: Ray Tune takes seconds, for which a mistake shall not wait.
     from timellama_dist.tune.space import Space
     from timellama_dist.tune.tuning import fit_cluster, make_tuner, run_tuner
     from timellama_dist.tune.watcher import RESULTS
@@ -72,7 +56,7 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
     space = Space(
         search=search,
         base=planned,
-        num_channels=max(one.num_channels for one in plan.sets),
+        num_channels=max(dataset.num_channels for dataset in plan.sets),
     )
     note = space.check()
     print(describe(plan), flush=True)
@@ -98,7 +82,7 @@ def search(search: SearchConfig, base: RunConfig) -> Found:
         raise RuntimeError(
             f"no trial was measured, see {run_dir / RESULTS}; try again: {_resume_command(run_dir)}"
         )
-    return Found(run_dir, results)
+    return SearchOutcome(run_dir, results)
 
 
 def _longest(search: SearchConfig, base: RunConfig) -> RunConfig:
@@ -111,15 +95,13 @@ def _longest(search: SearchConfig, base: RunConfig) -> RunConfig:
 
 def _write_results(space: "Space", run_dir: Path, results: dict[str, Any]) -> None:
     """summary.md, pareto.png and best.yaml, of what there is."""
-    from timellama_dist.report.search import best_trial, plot_search, summary
-
     (run_dir / "summary.md").write_text(summary(results), encoding="utf-8")
     best = best_trial(results["trials"])
     if best is not None:
         plot_search(results, run_dir / "pareto.png")
-        found = config_from_flat(best["keys"], space.base)
+        config = config_from_flat(best["keys"], space.base)
         # A run of its own, wherever the search was.
-        dump_config(found, run_dir / "best.yaml", leave_out=["run"])
+        dump_config(config, run_dir / "best.yaml", leave_out=["run"])
 
 
 def _resume_command(run_dir: Path) -> str:

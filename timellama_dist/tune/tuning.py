@@ -23,7 +23,7 @@ from timellama_dist.config.schema import RunSection
 from timellama_dist.console.exit_codes import on_interrupt
 from timellama_dist.errors import ConfigError
 from timellama_dist.report.search import AXES, HEAT
-from timellama_dist.train.driver import fit_shortcuts
+from timellama_dist.train.execution import fit_linear_maps
 from timellama_dist.train.plan import RunPlan
 from timellama_dist.tune.proposals import Proposals
 from timellama_dist.tune.settings import SearchConfig
@@ -174,7 +174,7 @@ def _trial_spec(space: Space, plan: RunPlan, run_dir: Path) -> TrialSpec:
     decides = ("data.context_len", "model.clip", "model.shortcut")
     searched = any(key.startswith(decides) for key in space.search.distributions)
     if base.model.shortcut != "none" and not searched:
-        maps = fit_shortcuts(plan, sets)
+        maps = fit_linear_maps(plan, sets)
     return TrialSpec(
         base=base.to_dict(),
         folder=str(run_dir / TRIALS),

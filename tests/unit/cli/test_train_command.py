@@ -6,7 +6,7 @@ import pytest
 
 from timellama_dist.cli.train import next_commands
 from timellama_dist.config.load import config_from_flat
-from timellama_dist.train.driver import Outcome
+from timellama_dist.train.execution import Outcome
 
 
 def test_the_next_commands_name_the_model_and_the_user_s_table(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from timellama_dist.cli.tune import read_arguments
 from timellama_dist.config.load import dump_config, dump_settings
 from timellama_dist.errors import ConfigError
 from timellama_dist.recipes import SEARCHES
-from timellama_dist.tune.search import BASE, SEARCH, load_search
+from timellama_dist.tune.files import BASE, SEARCH, load_search
 
 SPACE = "space: {dlora.rank: {choice: [2, 4]}}\n"
 

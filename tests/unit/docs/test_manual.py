@@ -15,7 +15,7 @@ import yaml
 from tests.support.documents import PAGES, ROOT, Block, blocks, commands, own_command
 from timellama_dist import TimeLlamaForecaster
 from timellama_dist.config.load import config_from_flat, load_config
-from timellama_dist.tune.search import load_search
+from timellama_dist.tune.files import load_search
 
 
 class Accepted(BaseException):

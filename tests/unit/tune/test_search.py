@@ -7,7 +7,7 @@ import pytest
 
 from timellama_dist.config.load import dump_settings
 from timellama_dist.errors import ConfigError
-from timellama_dist.tune.search import load_search
+from timellama_dist.tune.files import load_search
 from timellama_dist.tune.settings import Distribution, SearchConfig
 
 RANK = {"dlora.rank": {"choice": [2, 4]}}

@@ -10,8 +10,8 @@ from tests.support.runs import plain, plain_run
 from timellama_dist.config.load import config_from_flat
 from timellama_dist.config.schema import BackboneSection, ModelSection, RunConfig
 from timellama_dist.errors import ConfigError
+from timellama_dist.tune.files import load_search
 from timellama_dist.tune.proposals import Proposals
-from timellama_dist.tune.search import load_search
 from timellama_dist.tune.settings import SearchConfig
 from timellama_dist.tune.space import Space, find_memory
 
