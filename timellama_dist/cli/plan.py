@@ -22,7 +22,7 @@ from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
 from timellama_dist.planning.policy import POLICIES
 from timellama_dist.planning.shape import LlamaShape
 from timellama_dist.program import program
-from timellama_dist.recipes import policy_file, with_paths
+from timellama_dist.recipes import with_paths
 from timellama_dist.storage import open_place
 
 # Of backbones that this project fetches by name, so that none is fetched for a plan.
@@ -150,7 +150,7 @@ def make_plan(
     shape = find_shape(config, backbone_config)
     num_channels = num_channels or _num_channels(config)
     config = replace(config, train=config.train.fitted(num_channels))
-    own = load_policy(policy_file(config.deepspeed))
+    own = load_policy(config.deepspeed)
     policies = dict(POLICIES)
     chosen = next((name for name, policy in policies.items() if policy == own), None)
     if chosen is None:

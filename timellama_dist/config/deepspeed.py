@@ -8,21 +8,14 @@ its own default.
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, Literal
 
 from timellama_dist.config.schema import RunConfig
 from timellama_dist.errors import ConfigError
+from timellama_dist.recipes import POLICIES
 
-# What a run without --deepspeed takes; ds_configs/zero3.json says the same (a test holds it).
-DEFAULT_POLICY: dict[str, Any] = {
-    "zero_optimization": {
-        "stage": 3,
-        "reduce_bucket_size": "auto",
-        "stage3_prefetch_bucket_size": "auto",
-        "stage3_param_persistence_threshold": "auto",
-    }
-}
+DEFAULT_POLICY = "zero3"
+"""Name of the packaged policy that a run without `deepspeed` takes."""
 
 _RUN_KEYS = {
     "train_batch_size": "train.batch_size",
@@ -52,16 +45,18 @@ _UNSUPPORTED = {
 }
 
 
-def load_policy(path: str | None) -> dict[str, Any]:
-    """Read a DeepSpeed policy from a JSON file, or take the built-in ZeRO-3 one.
+def load_policy(word: str | None) -> dict[str, Any]:
+    """Read a DeepSpeed policy.
+
+    Args:
+        word: a JSON file or the name of a packaged policy; `DEFAULT_POLICY` if not given.
 
     Raises:
-        ConfigError: the file is missing, or isn't a JSON object.
+        ConfigError: nothing packaged has that name; the file is missing, or isn't a JSON object.
     """
-    if path is None:
-        return deepcopy(DEFAULT_POLICY)
+    path = POLICIES.find(word or DEFAULT_POLICY, "deepspeed")
     try:
-        policy = json.loads(Path(path).read_text(encoding="utf-8"))
+        policy = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"deepspeed: cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:

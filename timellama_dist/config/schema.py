@@ -45,7 +45,8 @@ class RunConfig:
     train: TrainSection = field(default_factory=TrainSection)
     scaling: ScalingSection = field(default_factory=ScalingSection)
     deepspeed: str | None = None
-    """A DeepSpeed JSON file (see ds_configs/); ZeRO-3 if not given."""
+    """A packaged DeepSpeed policy (zero1, zero2, zero3, zero3_offload) or a JSON file; zero3 if not
+    given."""
     run: RunSection = field(default_factory=RunSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 

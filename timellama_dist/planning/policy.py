@@ -9,7 +9,7 @@ from timellama_dist.config.deepspeed import load_policy
 
 POLICIES: Mapping[str, Mapping[str, Any]] = {
     "stage0": {"zero_optimization": {"stage": 0}},
-    **{name: load_policy(str(file)) for name, file in recipes.POLICIES.files.items()},
+    **{name: load_policy(name) for name in recipes.POLICIES.files},
 }
 
 

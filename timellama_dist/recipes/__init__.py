@@ -137,15 +137,6 @@ def policy_name(policy: str | None) -> str | None:
     return str(path.resolve())
 
 
-def policy_file(policy: str | None) -> str | None:
-    """The JSON file of a DeepSpeed policy, packaged or the user's own; None for none.
-
-    Raises:
-        ConfigError: nothing packaged has that name.
-    """
-    return None if policy is None else str(POLICIES.find(policy, "deepspeed"))
-
-
 def summary(recipe: Path) -> str:
     """The first sentence, up to a colon, of the comment that a packaged YAML opens with."""
     lines = []

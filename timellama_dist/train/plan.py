@@ -16,7 +16,6 @@ from timellama_dist.data.check import check_datasets, refuse_credentials
 from timellama_dist.data.dataset import Dataset
 from timellama_dist.data.windows.spec import SPLIT_NAMES, SplitName
 from timellama_dist.errors import ConfigError
-from timellama_dist.recipes import policy_file
 
 # What all channels' X'X and X'Y of one part may take.
 _MOST_SUMMED = 1 << 30
@@ -77,7 +76,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         DataError: the data can't be used.
     """
     refuse_credentials("run.storage_path", config.run.storage_path)
-    policy = load_policy(policy_file(config.deepspeed))
+    policy = load_policy(config.deepspeed)
     sets = check_datasets(config.data)
     _check_together(config, sets)
     if config.model.shortcut_per_channel:

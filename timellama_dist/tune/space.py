@@ -16,7 +16,6 @@ from timellama_dist.errors import ConfigError
 from timellama_dist.planning.estimate import estimate
 from timellama_dist.planning.hardware import GPUS, Hardware, find_hardware
 from timellama_dist.planning.shape import LlamaShape
-from timellama_dist.recipes import policy_file
 from timellama_dist.train.plan import check_model
 from timellama_dist.tune.settings import SearchConfig
 
@@ -59,7 +58,7 @@ class Space:
         needs = estimate(
             config,
             shape,
-            policy=load_policy(policy_file(config.deepspeed)),
+            policy=load_policy(config.deepspeed),
             world_size=config.scaling.most_workers,
             hardware=self.hardware,
             num_channels=self.num_channels,

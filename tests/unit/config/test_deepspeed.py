@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.runs import plain, plain_run
-from timellama_dist.config.deepspeed import DEFAULT_POLICY, load_policy, resolve_deepspeed
+from timellama_dist.config.deepspeed import load_policy, resolve_deepspeed
 from timellama_dist.config.schema import RunConfig, TrainSection
 from timellama_dist.errors import ConfigError
 
@@ -25,9 +25,9 @@ def test_every_shipped_policy_resolves_completely(file: Path) -> None:
     assert resolved["train_batch_size"] == 64
 
 
-def test_the_built_in_policy_is_the_shipped_zero3() -> None:
+def test_a_run_without_a_policy_takes_the_packaged_zero3() -> None:
     (file,) = [file for file in POLICIES if file.name == "zero3.json"]
-    assert json.loads(file.read_text()) == DEFAULT_POLICY
+    assert json.loads(file.read_text()) == load_policy(None) == load_policy("zero3")
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1)])

@@ -11,7 +11,6 @@ from timellama_dist.recipes import (
     RECIPES,
     SEARCHES,
     Shelf,
-    policy_file,
     policy_name,
     summary,
     with_paths,
@@ -57,7 +56,7 @@ def test_an_unknown_name_is_refused_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"^--config must .* got 'ettth1'; did you mean etth1\?"):
         with_paths(["--config", "ettth1"])
     with pytest.raises(ConfigError, match=r"\(zero1, .*\), got 'mine'; .* is \./mine$"):
-        policy_file("mine")
+        POLICIES.find("mine", "deepspeed")
 
 
 def test_only_the_words_after_these_options_are_names() -> None:
