@@ -15,7 +15,7 @@ from timellama_dist.report.page import ShownSet, write_report
 from timellama_dist.report.plots import plot_forecasts
 from timellama_dist.storage import copy_tree, open_place
 from timellama_dist.train.run_directory import checkpoints_place, resume_command
-from timellama_dist.train.worker.entry import EXPORTED, examples_file
+from timellama_dist.train.worker.spec import EXPORTED, examples_file
 
 
 def write_results(config: RunConfig, checkpoint: str, metrics: Mapping[str, Any]) -> None:

@@ -28,8 +28,9 @@ from timellama_dist.train.run_directory import (
     run_place,
 )
 from timellama_dist.train.tracking import Tracking
-from timellama_dist.train.worker.entry import WorkerSpec, train_worker
+from timellama_dist.train.worker.entry import train_worker
 from timellama_dist.train.worker.results import Diverged, Finished, Result, Stopped, StorageFailed
+from timellama_dist.train.worker.spec import WorkerSpec
 
 # Between two looks at whether an elastic run may have more workers.
 _RESIZE_S = 30.0

@@ -20,7 +20,7 @@ from timellama_dist.train.checkpoint.position import Position, read_position
 from timellama_dist.train.checkpoint.state import Weights
 from timellama_dist.train.worker.data import RunData
 from timellama_dist.train.worker.engine import block_sharder, initialize_engine
-from timellama_dist.train.worker.entry import WorkerSpec
+from timellama_dist.train.worker.spec import WorkerSpec
 
 
 @dataclass(frozen=True, kw_only=True)

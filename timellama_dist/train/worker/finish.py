@@ -18,8 +18,8 @@ from timellama_dist.train.checkpoint.state import Weights, in_engine
 from timellama_dist.train.worker.build import BuiltModel
 from timellama_dist.train.worker.data import RunData
 from timellama_dist.train.worker.engine import peak_rss_bytes
-from timellama_dist.train.worker.entry import EXPORTED, WorkerSpec, examples_file
 from timellama_dist.train.worker.results import Finished
+from timellama_dist.train.worker.spec import EXPORTED, WorkerSpec, examples_file
 from timellama_dist.train.worker.trainer import Trainer, overall
 
 

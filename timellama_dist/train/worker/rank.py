@@ -15,11 +15,11 @@ from timellama_dist.train.worker.average import Average
 from timellama_dist.train.worker.build import BuiltModel, build, restore
 from timellama_dist.train.worker.data import RunData
 from timellama_dist.train.worker.engine import prepare_process
-from timellama_dist.train.worker.entry import WorkerSpec
 from timellama_dist.train.worker.finish import test_and_export
 from timellama_dist.train.worker.reporter import RayReporter
 from timellama_dist.train.worker.results import Diverged, Finished, Result, Stopped, StorageFailed
 from timellama_dist.train.worker.signals import RaySignals
+from timellama_dist.train.worker.spec import WorkerSpec
 from timellama_dist.train.worker.trainer import Trainer
 
 
