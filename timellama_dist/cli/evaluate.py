@@ -35,12 +35,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
-    # matplotlib takes a second, for which `--help` shall not wait.
+    config, exported = read_arguments(argv)
+    _make_folders(config)
+    # Not at the top: `--help` and a mistake in a key shall not wait for pandas and matplotlib.
     from timellama_dist.evaluation.job import evaluate
     from timellama_dist.report.scores import scores_table, write_scores
 
-    config, exported = read_arguments(argv)
-    _make_folders(config)
     results = evaluate(config, exported)
     print(scores_table(results, config.split))
     for path in write_scores(results, config.split, output=config.output, plots=config.plots):

@@ -1,13 +1,16 @@
 """`timellama forecast`: forecasts every series of a table with an exported model."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from timellama_dist.cli.opening import opening
 from timellama_dist.config.load import load_settings
 from timellama_dist.console.exit_codes import run_command
-from timellama_dist.forecast.job import Summary, forecast
 from timellama_dist.forecast.settings import ForecastConfig
 from timellama_dist.program import program
+
+if TYPE_CHECKING:
+    from timellama_dist.forecast.job import Summary
 
 EXAMPLES = (
     "--model RUN/model --input table.csv --output forecasts",
@@ -33,10 +36,13 @@ def _forecast(argv: Sequence[str]) -> None:
         prog=program("forecast"),
         description=opening(sentence, "forecast", EXAMPLES, MORE),
     )
+    # Not at the top: `--help` and a mistake in a key shall not wait for torch.
+    from timellama_dist.forecast.job import forecast
+
     print(describe(forecast(config), config.output))
 
 
-def describe(summary: Summary, output: str) -> str:
+def describe(summary: "Summary", output: str) -> str:
     """A finished job in one line."""
     rate = summary.made / summary.seconds
     return (

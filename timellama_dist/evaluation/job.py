@@ -8,23 +8,28 @@ from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ray
+
+from timellama_dist.cluster import Resources, connected, plan_resources
+from timellama_dist.config.schema import DataSection
+from timellama_dist.console.progress import Progress
+from timellama_dist.data.check import check_datasets
+from timellama_dist.data.dataset import Dataset
+from timellama_dist.data.prepared.manifest import Manifest
+from timellama_dist.data.windows.spec import SPLIT_NAMES
 from timellama_dist.errors import ConfigError, UserError
+from timellama_dist.evaluation.baseline_job import fit_shortcut
+from timellama_dist.evaluation.exported_model import ExportedModel
+from timellama_dist.evaluation.scores import Scores, overall
 from timellama_dist.evaluation.settings import EvaluateConfig
+from timellama_dist.evaluation.share import Subject, score_share
 from timellama_dist.program import program
-
-if TYPE_CHECKING:
-    from timellama_dist.cluster import Resources
-    from timellama_dist.config.schema import DataSection
-    from timellama_dist.console.progress import Progress
-    from timellama_dist.data.dataset import Dataset
-    from timellama_dist.evaluation.exported_model import ExportedModel
-    from timellama_dist.evaluation.scores import Scores
-    from timellama_dist.evaluation.share import Subject
+from timellama_dist.versions import versions
 
 
-def evaluate(config: EvaluateConfig, model: "ExportedModel | None") -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, model: ExportedModel | None) -> dict[str, Any]:
     """Score one model on one or several data sets.
 
     Args:
@@ -39,13 +44,6 @@ def evaluate(config: EvaluateConfig, model: "ExportedModel | None") -> dict[str,
         ConfigError: the configuration can't be evaluated.
         DataError: the data can't be used.
     """
-    from timellama_dist.cluster import connected, plan_resources
-    from timellama_dist.console.progress import Progress
-    from timellama_dist.data.check import check_datasets
-    from timellama_dist.data.windows.spec import SPLIT_NAMES
-    from timellama_dist.evaluation.scores import overall
-    from timellama_dist.versions import versions
-
     started = time.monotonic()
     # A ridge is fitted before it is scored.
     splits = SPLIT_NAMES if config.model == "ridge" else (config.split,)
@@ -75,7 +73,7 @@ def evaluate(config: EvaluateConfig, model: "ExportedModel | None") -> dict[str,
     }
 
 
-def _check_fit(config: EvaluateConfig, model: "ExportedModel | None", dataset: "Dataset") -> int:
+def _check_fit(config: EvaluateConfig, model: ExportedModel | None, dataset: Dataset) -> int:
     """Number the model's data set that this one is taken for."""
     if model is None:
         return 0
@@ -95,10 +93,8 @@ def _check_fit(config: EvaluateConfig, model: "ExportedModel | None", dataset: "
     return number
 
 
-def _check_reach(data: "DataSection", datasets: Sequence["Dataset"]) -> None:
+def _check_reach(data: DataSection, datasets: Sequence[Dataset]) -> None:
     """Refuse a table on a cluster: other nodes don't see this node's temporary folder."""
-    import ray
-
     nodes = sum(node["Alive"] for node in ray.nodes())
     for number, dataset in enumerate(datasets):
         if dataset.preparation is not None and nodes > 1:
@@ -110,12 +106,9 @@ def _check_reach(data: "DataSection", datasets: Sequence["Dataset"]) -> None:
 
 
 def _subject(
-    config: EvaluateConfig, model: "ExportedModel | None", dataset: "Dataset", number: int
-) -> "Subject":
+    config: EvaluateConfig, model: ExportedModel | None, dataset: Dataset, number: int
+) -> Subject:
     """Say what is scored on a prepared data set."""
-    from timellama_dist.data.prepared.manifest import Manifest
-    from timellama_dist.evaluation.share import Subject
-
     manifest = Manifest.load(dataset.path)
     in_full = manifest.split[0] == 0 and manifest.split_by == "time"
     # The context may have been fitted to the data.
@@ -132,22 +125,18 @@ def _subject(
     )
     if config.model != "ridge":
         return subject
-    from timellama_dist.evaluation.baseline_job import fit_shortcut
 
     return replace(subject, map_LH=fit_shortcut(dataset.path, dataset.spec))
 
 
 def score_set(
-    subject: "Subject", resources: "Resources", num_workers: int, progress: "Progress"
-) -> "Scores":
+    subject: Subject, resources: Resources, num_workers: int, progress: Progress
+) -> Scores:
     """Score every window of a data set in Ray tasks, each its share.
 
     Raises:
         UserError: what a task refuses.
     """
-    import ray
-
-    from timellama_dist.evaluation.share import score_share
 
     share = ray.remote(score_share).options(
         num_returns="streaming",
@@ -173,7 +162,7 @@ def score_set(
     return reduce(add, shares)
 
 
-def figures(split: str, scores: "Scores", channels: Sequence[str]) -> dict[str, Any]:
+def figures(split: str, scores: Scores, channels: Sequence[str]) -> dict[str, Any]:
     """Collect the figures of one data set, also by step and by channel."""
     by_channel = scores.by_channel()
     return {

@@ -10,18 +10,23 @@ import json
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from timellama_dist.cluster import Resources, connected, plan_resources
+from timellama_dist.console.progress import PrepareProgress, Progress
+from timellama_dist.data.prepared.history import SeriesReader
+from timellama_dist.data.prepared.job import run_job
+from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
+from timellama_dist.data.prepared.options import PrepareOptions
+from timellama_dist.data.prepared.plan import JobPlan, plan_job
+from timellama_dist.data.windows.cutoffs import CutoffIndex
 from timellama_dist.errors import ConfigError, DataError, InterruptedRunError
+from timellama_dist.evaluation.exported_model import ExportedModel
+from timellama_dist.forecast.part import PartTask, forecast_parts, part_file
 from timellama_dist.forecast.settings import ForecastConfig
+from timellama_dist.forecast.tables import check_table, table_options
+from timellama_dist.model.card import DatasetCard
 from timellama_dist.storage import Place, open_place
-
-if TYPE_CHECKING:
-    from timellama_dist.cluster import Resources
-    from timellama_dist.data.prepared.plan import JobPlan
-    from timellama_dist.data.windows.cutoffs import CutoffIndex
-    from timellama_dist.evaluation.exported_model import ExportedModel
-    from timellama_dist.model.card import DatasetCard
 
 STATE = "_forecast.json"
 _PREPARED = "_data"
@@ -54,9 +59,6 @@ def forecast(config: ForecastConfig) -> Summary:
         DataError: the data can't be used.
         InterruptedRunError: the user pressed Ctrl-C.
     """
-    from timellama_dist.cluster import connected, plan_resources
-    from timellama_dist.evaluation.exported_model import ExportedModel
-
     model = ExportedModel.open(config.model)
     card = model.card.named(config.dataset)
     steps = card.horizon if config.horizon is None else config.horizon
@@ -87,13 +89,8 @@ def forecast(config: ForecastConfig) -> Summary:
         raise InterruptedRunError("stopped; the same command goes on") from None
 
 
-def _open_input(source: Place, output: Place, card: "DatasetCard") -> tuple["JobPlan | None", str]:
+def _open_input(source: Place, output: Place, card: DatasetCard) -> tuple[JobPlan | None, str]:
     """How a raw table is to be prepared, None if it is; and what changes when the input does."""
-    from timellama_dist.data.prepared.manifest import MANIFEST_NAME, Manifest
-    from timellama_dist.data.prepared.options import PrepareOptions
-    from timellama_dist.data.prepared.plan import plan_job
-    from timellama_dist.forecast.tables import check_table, table_options
-
     if (source / MANIFEST_NAME).is_file():
         manifest = Manifest.load(source)
         check_table(card, manifest.channels, manifest.frequency, str(source))
@@ -133,10 +130,7 @@ def _begin(output: Place, job: dict[str, Any]) -> None:
     (output / STATE).write_text(json.dumps(job, indent=2))
 
 
-def _prepare(plan: "JobPlan") -> Place:
-    from timellama_dist.console.progress import PrepareProgress
-    from timellama_dist.data.prepared.job import run_job
-
+def _prepare(plan: JobPlan) -> Place:
     assert plan.output is not None
     with closing(PrepareProgress()) as line:
         report = run_job(plan, line.show)
@@ -147,17 +141,13 @@ def _prepare(plan: "JobPlan") -> Place:
 
 
 def _index(
-    data: Place, card: "DatasetCard", model: "ExportedModel", job: dict[str, Any]
-) -> "CutoffIndex":
+    data: Place, card: DatasetCard, model: ExportedModel, job: dict[str, Any]
+) -> CutoffIndex:
     """All forecasts that the data have rows for.
 
     Raises:
         DataError: of other channels or steps than the model's, or all series are too short.
     """
-    from timellama_dist.data.prepared.history import SeriesReader
-    from timellama_dist.data.windows.cutoffs import CutoffIndex
-    from timellama_dist.forecast.tables import check_table
-
     reader = SeriesReader(data)
     check_table(card, reader.manifest.channels, reader.manifest.frequency, job["input"])
     part = model.data.parts[[dataset.name for dataset in model.card.datasets].index(card.name)]
@@ -184,10 +174,8 @@ def _index(
     return index
 
 
-def _is_wide(data: Place, plan: "JobPlan | None") -> bool:
+def _is_wide(data: Place, plan: JobPlan | None) -> bool:
     """Are they one series that has its table's name, as it has none of its own?"""
-    from timellama_dist.data.prepared.history import SeriesReader
-
     if plan is not None:
         return plan.parser.columns.layout == "wide" or plan.parser.options.series == "channels"
     reader = SeriesReader(data)
@@ -199,14 +187,11 @@ def _run(
     job: dict[str, Any],
     data: Place,
     wide: bool,
-    card: "DatasetCard",
-    index: "CutoffIndex",
-    resources: "Resources",
+    card: DatasetCard,
+    index: CutoffIndex,
+    resources: Resources,
     output: Place,
 ) -> Summary:
-    from timellama_dist.console.progress import Progress
-    from timellama_dist.forecast.part import PartTask, forecast_parts, part_file
-
     size, total = config.part_windows, len(index)
     num_parts = -(-total // size)
     written = {child.name for child in output.children()}

@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
 
 from timellama_dist.cluster import Resources, user_error
+from timellama_dist.data.prepared.history import SeriesReader
+from timellama_dist.data.tables.long_form import future_times, long_form
+from timellama_dist.data.tables.series import Series
 from timellama_dist.data.windows.cutoffs import CutoffIndex
+from timellama_dist.forecast.forecaster import TimeLlamaForecaster
 from timellama_dist.storage import open_place
 
 
@@ -52,9 +59,6 @@ def forecast_parts(
     Raises:
         UserError: what an actor refuses.
     """
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
     if not parts:
         return
     context = DataContext.get_current().copy()
@@ -80,12 +84,6 @@ class _PartForecaster:
     """An actor: holds the model and the data's reader."""
 
     def __init__(self, task: Any) -> None:
-        import ray
-        import torch
-
-        from timellama_dist.data.prepared.history import SeriesReader
-        from timellama_dist.forecast.forecaster import TimeLlamaForecaster
-
         self.task: PartTask = ray.get(task)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.forecaster = TimeLlamaForecaster.load(
@@ -112,9 +110,6 @@ class _PartForecaster:
         return len(ids)
 
     def _forecast(self, ids: np.ndarray) -> pa.Table:
-        from timellama_dist.data.tables.long_form import future_times, long_form
-        from timellama_dist.data.tables.series import Series
-
         task, forecaster = self.task, self.forecaster
         after = task.horizon if task.truth else 0
         context_len = forecaster.dataset(task.dataset).card.context_len
