@@ -16,8 +16,8 @@ class DataSet:
     """What a user says of one data set."""
 
     path: str | None = None
-    """A prepared folder or its URI (s3://...), a CSV or Parquet file, or a public set; epf if none.
-    """
+    """A CSV or Parquet file, a folder of them, a prepared folder or its URI (s3://...), or a public
+    set; epf if none."""
     split: tuple[float, float, float] | None = None
     """Train, validation, test: three shares (0.7, 0.1, 0.2 if not given) or three row counts;
     0 rows of train: all but the last."""
@@ -29,7 +29,8 @@ class DataSet:
     """Of a table: a column a channel; unique_id, ds and values; or a row a series, without times
     (M4)."""
     timestamps: Literal["check", "ignore"] = "check"
-    """check refuses unordered, duplicate or missing time steps; ignore takes rows as they stand."""
+    """check refuses times out of order and applies `duplicates` and `gaps`; ignore takes rows as they
+    stand."""
     duplicates: Literal["refuse", "first", "last"] = "last"
     """Rows of one series with the same time: refuse them, or keep the first or the last."""
     gaps: Literal["refuse", "reindex"] = "reindex"
@@ -83,7 +84,7 @@ class MixturePart(DataSet):
     """One of several data sets; the section that holds it checks it, for it knows its place."""
 
     path: str = ""
-    """A prepared folder or its URI (s3://...), a CSV or Parquet file, or a public set: epf."""
+    """A CSV or Parquet file, a folder of them, a prepared folder or its URI (s3://...), or epf."""
     name: str | None = None
     """What metrics and forecasts call it; the data set's own name if not given."""
     weight: float | None = None

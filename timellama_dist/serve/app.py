@@ -88,7 +88,7 @@ def _prepared(config: ServeConfig) -> ServeConfig:
         ConfigError: Ray Serve isn't installed, or the model's backbone can't be had.
     """
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "httptools")):
-        raise ConfigError("serving needs Ray Serve: pip install 'timellama-dist[serve]'")
+        raise ConfigError("serving needs Ray Serve: pip install 'ray[serve]>=2.60,<2.61'")
     from timellama_dist.evaluation.exported_model import ExportedModel
 
     ExportedModel.open(config.model)
