@@ -29,8 +29,8 @@ class DataSet:
     """Of a table: a column a channel; unique_id, ds and values; or a row a series, without times
     (M4)."""
     timestamps: Literal["check", "ignore"] = "check"
-    """check refuses times out of order and applies `duplicates` and `gaps`; ignore takes rows as they
-    stand."""
+    """check refuses times out of order and applies `duplicates` and `gaps`; ignore takes rows as
+    they stand."""
     duplicates: Literal["refuse", "first", "last"] = "last"
     """Rows of one series with the same time: refuse them, or keep the first or the last."""
     gaps: Literal["refuse", "reindex"] = "reindex"
