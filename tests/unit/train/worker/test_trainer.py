@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timellama_dist.config.schema import RunConfig, ScalingSection, TrainSection
+from tests.support.runs import plain, plain_run
+from timellama_dist.config.schema import ScalingSection, TrainSection
 from timellama_dist.console.events import Event, Saved, TrainStep, Validation
 from timellama_dist.train.checkpoint.position import Position
 from timellama_dist.train.checkpoint.state import Weights
@@ -131,7 +132,8 @@ class Run:
 
 
 def trainer(run: Run, *, total_steps: int, validate_every: int, **train: Any) -> Trainer:
-    section = TrainSection(
+    section = plain(
+        TrainSection,
         batch_size=2,
         micro_batch_size=2,
         max_steps=total_steps,
@@ -143,7 +145,7 @@ def trainer(run: Run, *, total_steps: int, validate_every: int, **train: Any) ->
     )
     return Trainer(
         PlainEngine(),
-        RunConfig(train=section, scaling=ScalingSection(num_workers=1)),
+        plain_run(train=section, scaling=ScalingSection(num_workers=1)),
         run,
         saver=run,
         reporter=run,
