@@ -24,6 +24,8 @@ from timellama_dist.cluster import connected
 from timellama_dist.errors import ConfigError
 from timellama_dist.evaluation.job import evaluate
 
+pytestmark = pytest.mark.slow
+
 CONTEXT, HORIZON = 48, 12
 # Of the second set, whose windows are shorter than the run's.
 OWN_CONTEXT, OWN_HORIZON = 28, 7

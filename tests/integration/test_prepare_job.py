@@ -128,6 +128,7 @@ def test_files_may_come_and_go(tmp_path: Path, source: Path) -> None:
     assert report.num_series == 22
 
 
+@pytest.mark.slow
 def test_a_file_that_went_takes_its_series_along_and_nothing_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +196,7 @@ def test_checking_finds_every_fault_with_its_count(tmp_path: Path, source: Path)
     assert found[("outlier", "a")] == (1, False)
 
 
+@pytest.mark.slow
 def test_series_of_different_steps_in_different_files_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -232,6 +234,7 @@ def test_series_without_a_training_row_are_dropped_and_counted(tmp_path: Path) -
     assert fault.startswith("data.split [0.2, 0.4, 0.4] of 3 series (data.split_by=series) leaves")
 
 
+@pytest.mark.slow
 def test_all_is_read_at_the_end(tmp_path: Path, source: Path) -> None:
     from timellama_dist.data.prepared.job import Counts, run_job
     from timellama_dist.data.prepared.plan import plan_job
@@ -244,6 +247,7 @@ def test_all_is_read_at_the_end(tmp_path: Path, source: Path) -> None:
     assert told[-1].bytes_read == told[-1].bytes_total > 0
 
 
+@pytest.mark.slow
 def test_splitting_by_series_scales_by_the_training_series_together(tmp_path: Path) -> None:
     path = tmp_path / "walks.parquet"
     frames = [series(number, 50) for number in range(20)]

@@ -42,6 +42,7 @@ def folder(waves_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_trainer_and_every_program_that_loads_its_model(folder: Path) -> None:
     assert "mse" in run(program("build_trainer"), folder)
     (model,) = (folder / "my_run" / "checkpoints").glob("checkpoint_*/model")

@@ -30,7 +30,7 @@ def run(command: list[str | Path], folder: Path) -> str:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -122,4 +122,4 @@ def test_a_model_is_trained_and_its_next_commands_run(
             assert [len(values["yhat"]) for values in answer["values"].values()] == [12] * 3
         finally:
             server.send_signal(signal.SIGINT)
-            assert server.wait(60) == 130
+            assert server.wait(120) == 130

@@ -75,7 +75,7 @@ def arguments(llama: Path, table: Path, run_dir: Path, **changes: Any) -> list[s
 
 
 def run_job(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*JOB, *words], capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run([*JOB, *words], capture_output=True, text=True, timeout=480, check=False)
 
 
 def history(run_dir: Path, kind: str) -> list[dict[str, Any]]:
