@@ -18,7 +18,7 @@ class TrainSection:
     """Seeds the weights, the order of windows and dropout."""
     epochs: int = 10
     """Passes over the training windows, unless max_steps ends the run earlier."""
-    max_steps: int | None = 1000
+    max_steps: int | None = 600
     """Optimizer steps at most; null: as many as epochs have."""
     batch_size: int = 32
     """Windows per optimizer step over all workers; independent of their number."""
