@@ -16,14 +16,6 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 os.environ.setdefault("RAY_ADDRESS", "local")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave these tests to one of the two processes: each takes both cores while it trains."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.xdist_group("integration"))
-
-
 @pytest.fixture(scope="session")
 def waves_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wide table: 400 hours of three noisy daily waves."""
