@@ -230,9 +230,7 @@ def _pb2(search: SearchConfig, judged: dict[str, Any]) -> TrialScheduler:
     try:
         import sklearn  # noqa: F401
     except ImportError:
-        raise ConfigError(
-            "scheduler: pb2 needs scikit-learn: pip install scikit-learn"
-        ) from None
+        raise ConfigError("scheduler: pb2 needs scikit-learn: pip install scikit-learn") from None
     from ray.tune.schedulers.pb2 import PB2
 
     return PB2(
